@@ -1,0 +1,178 @@
+"""One forward pass for every post-LayerNorm text encoder, whatever its family and however it was cut.
+
+Calibration, closed-form recovery, distillation and export all compute with `Encoder`. It borrows the modules of a
+transformers model (it owns no weights, so training it trains the model) and reads the widths off the weights, so a
+model with other widths in every layer, or with sub-layers gone, needs nothing special.
+
+It does less work than the stock forward, exactly: with [CLS] pooling only the first row of the last layer is read, so
+its queries, its output projection and its FFN are computed for that row alone.
+
+Legend: B batch, T tokens, D model width, H heads of this layer, K head size, F neurons of this layer, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paredown.types import Layout
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+
+def blocks_of(model: nn.Module, layout: Layout) -> nn.ModuleList:
+    """The model's layers."""
+    return cast(nn.ModuleList, model.get_submodule(layout.layers))
+
+
+def linear_of(block: nn.Module, layout: Layout, role: str) -> nn.Linear:
+    """The projection of one layer that plays a role: query key value output up down."""
+    return cast(nn.Linear, block.get_submodule(layout.layer_names[role]))
+
+
+class Layer:
+    """The parts of one encoder layer and its two sub-layers as pure functions of the residual stream."""
+
+    def __init__(self, module: nn.Module, layout: Layout):
+        self.query, self.key, self.value, self.output, self.up, self.down = (
+            linear_of(module, layout, role) for role in ("query", "key", "value", "output", "up", "down")
+        )
+        self.attention_norm, self.ffn_norm = (
+            cast(nn.LayerNorm, module.get_submodule(layout.layer_names[role]))
+            for role in ("attention_norm", "ffn_norm")
+        )
+        attention = module.get_submodule(layout.layer_names["attention"])
+        self.head_dim = layout.head_dim
+        self.num_heads = self.query.weight.shape[0] // layout.head_dim
+        self.num_neurons = self.up.weight.shape[0]
+        self.activation = ACTIVATIONS[layout.activation]
+        self.position_bias = bool(layout.position_bias)
+        self.bias_heads = getattr(attention, "bias_heads", None)  # heads of the shared position bias still here
+
+    def context(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """The heads' outputs side by side [B, T, H*K]: the input of the output projection."""
+        rows = x[:, :1] if first_only else x
+        if self.position_bias:  # the mask is [B, H, T, T]
+            mask = mask if self.bias_heads is None else mask[:, self.bias_heads]
+            mask = mask[:, :, : rows.shape[1]] if first_only else mask
+        q, k, v = (
+            self._split(linear(source)) for linear, source in ((self.query, rows), (self.key, x), (self.value, x))
+        )
+        scores = (q * (1 / math.sqrt(self.head_dim))) @ k.transpose(2, 3) + mask
+        context: Tensor = scores.softmax(-1) @ v
+        return context.transpose(1, 2).flatten(2)
+
+    def _split(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.num_heads, self.head_dim))
+        return heads.transpose(1, 2)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """The FFN's activations [B, T, F]: the input of the down projection."""
+        return self.activation(self.up(x))
+
+    def attention_output(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """What attention adds to the stream; without heads only the output bias is left."""
+        return cast(Tensor, self.output(self.context(x, mask, first_only))) if self.num_heads else _bias(self.output, x)
+
+    def ffn_output(self, x: Tensor) -> Tensor:
+        """What the FFN adds to the stream; without neurons only the output bias is left."""
+        return cast(Tensor, self.down(self.hidden(x))) if self.num_neurons else _bias(self.down, x)
+
+    def attend(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """Attention sub-layer with residual and norm; of its first row alone if that is all that is read."""
+        rows = x[:, :1] if first_only else x
+        return cast(Tensor, self.attention_norm(rows + self.attention_output(x, mask, first_only)))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """FFN sub-layer with residual and norm."""
+        return cast(Tensor, self.ffn_norm(x + self.ffn_output(x)))
+
+
+def _bias(linear: nn.Linear, like: Tensor) -> Tensor:
+    bias: Tensor | None = linear.bias
+    return bias if bias is not None else torch.zeros((), dtype=like.dtype, device=like.device)
+
+
+class Encoder(nn.Module):
+    """A transformers encoder seen through its `Layout`. Inputs are int64 [B, T]; the output is `output_name`.
+
+    Dropout is never applied: recovery works against a deterministic teacher.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout):
+        super().__init__()
+        self.model = model
+        self.layout = layout
+        self.layers = [Layer(module, layout) for module in blocks_of(model, layout)]
+        self.output_name = "logits" if layout.head else "embeddings"
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("input_ids", "attention_mask") + (("token_type_ids",) if self.layout.token_types else ())
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """The stream that enters the first layer [B, T, D]."""
+        first, *rest = (self.model.get_submodule(name) for name in self.layout.embeddings)
+        x: Tensor = first(input_ids, token_type_ids=token_type_ids) if self.layout.token_types else first(input_ids)
+        for module in rest:
+            x = module(x)
+        return x
+
+    def mask(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        """What is added to attention scores: [B, 1, 1, T], or [B, H, T, T] where the family has a position bias."""
+        mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(torch.float32).min
+        if self.layout.position_bias:
+            shared: Any = self.model.get_submodule(self.layout.position_bias)
+            mask = mask + shared.compute_position_bias(x).to(x.dtype)
+        return mask
+
+    def pool(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits [B, C], or embeddings [B, D], from the last layer's stream."""
+        if self.layout.pooling == "cls":
+            pooled = x[:, :1]
+        else:
+            weight = attention_mask[:, :, None].to(x.dtype)
+            pooled = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1e-9)
+        for name in self.layout.head:
+            pooled = F.relu(pooled) if name == "relu" else self.model.get_submodule(name)(pooled)
+        out = pooled[:, 0] if pooled.dim() == 3 else pooled
+        return F.normalize(out, dim=-1) if self.layout.normalize else out
+
+    def streams(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The stream after the embeddings and after every layer, the last one whole or its first row alone."""
+        x = self.embed(input_ids, token_type_ids)
+        mask = self.mask(x, attention_mask)
+        yield x
+        for i, layer in enumerate(self.layers):
+            first_only = self.layout.pooling == "cls" and i == len(self.layers) - 1
+            x = layer.feed(layer.attend(x, mask, first_only))
+            yield x
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        x = torch.empty(0)
+        for x in self.streams(input_ids, attention_mask, token_type_ids):  # noqa: B007  the last one counts
+            pass
+        return self.pool(x, attention_mask)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Stays in eval mode: the embeddings and the head hold dropout modules."""
+        super().train(False)
+        return self
+
+    def extra_repr(self) -> str:
+        widths: list[Any] = [(layer.num_heads, layer.num_neurons) for layer in self.layers]
+        return f"heads and neurons per layer: {widths}"

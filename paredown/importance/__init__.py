@@ -1,0 +1,58 @@
+"""How much each unit matters. A new criterion is one file with `NEEDS` and `score(evidence) -> [U]`, higher = keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from paredown import registry
+from paredown.calibration import Batch, Statistics, collect
+from paredown.encoder import Encoder
+from paredown.importance._evidence import Evidence
+from paredown.types import Anatomy, Array, Group, Scores
+
+__all__ = ["Evidence", "evidence_of", "score"]
+
+
+def evidence_of(group: Group, state: Mapping[str, Array], found: Statistics | None, *, seed: int = 0) -> Evidence:
+    """What a criterion may see of one group of a model whose state dict is `state`."""
+    consumer = next(s for s in group.slices if s.role == "consumer")
+    incoming = [
+        np.take(state[s.tensor], s.positions, axis=s.axis).reshape(group.units, -1)
+        for s in group.slices
+        if s.role == "producer" and s.tensor in state
+    ]
+    bias = consumer.tensor.removesuffix("weight") + "bias"
+    outgoing = state[consumer.tensor].T
+    return Evidence(
+        positions=consumer.positions,
+        outgoing=outgoing,
+        bias=state.get(bias, np.zeros(outgoing.shape[1])),
+        incoming=np.concatenate(incoming, axis=1),
+        gram=found.gram if found else None,
+        curvature=found.curvature if found else None,
+        gradients=found.gradients if found else None,
+        texts=found.texts if found else 0,
+        seed=seed,
+    )
+
+
+def score(
+    model: nn.Module, anatomy: Anatomy, calibration: Sequence[Batch], criterion: str = "fisher", *, seed: int = 0
+) -> Scores:
+    """Scores of every head and neuron group. `calibration` holds padded batches as `tasks` makes them."""
+    module = registry.find("importance", criterion)
+    statistics: Mapping[str, Statistics] = {}
+    if module.NEEDS:
+        layers = range(anatomy.group("layers").units)
+        encoder = Encoder(model, anatomy.layout)
+        statistics = collect(encoder, calibration, layers=layers, gradients=True, seed=seed)
+    state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    values = {
+        group.name: module.score(evidence_of(group, state, statistics.get(group.name), seed=seed))
+        for group in anatomy.groups
+        if group.kind != "layer"
+    }
+    return Scores(criterion, values, source=f"{len(calibration)} batches, seed {seed}")

@@ -1,0 +1,44 @@
+"""Which units stay. A new allocator is one file with `allocate(anatomy, scores, budget, limits, costs)`; numpy only."""
+
+from __future__ import annotations
+
+from paredown import registry
+from paredown.planning._costs import Costs, arithmetic
+from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
+from paredown.types import Anatomy, Budget, Limits, Plan, Scores
+
+__all__ = [
+    "Costs",
+    "LatencyTable",
+    "Widths",
+    "arithmetic",
+    "fit_latency",
+    "latency_costs",
+    "latency_probes",
+    "plan",
+]
+
+
+def plan(
+    anatomy: Anatomy,
+    scores: Scores,
+    budget: Budget,
+    limits: Limits | None = None,
+    *,
+    allocator: str | None = None,
+    costs: Costs | None = None,
+) -> Plan:
+    """The plan that keeps `budget.keep` of the dense cost at the least loss of score.
+
+    `costs` are needed for latency (a measured table, see `latency_costs`); params and macs are counted. The
+    allocator is by default "knapsack", or "uniform" when the limits ask for it. Raises InfeasibleBudget.
+    """
+    limits = limits or Limits()
+    if costs is None:
+        if budget.metric == "latency":
+            raise ValueError("a latency budget needs the measured costs of this machine: pass costs=")
+        costs = arithmetic(anatomy, budget.metric)
+    name = allocator or ("uniform" if limits.uniform else "knapsack")
+    allocate = registry.find("planning", name).allocate
+    keep = allocate(anatomy, scores, budget.keep * costs.dense, limits, costs)
+    return Plan(anatomy.fingerprint, keep, source=f"{scores.criterion} by {name}, {budget.metric} {budget.keep:.4g}")

@@ -1,0 +1,1 @@
+"""FEWER BITS: one file per number format."""

@@ -1,0 +1,1 @@
+"""WHERE IT RUNS: one file per runtime, each with `LIMITS`, `export` and `load`."""

@@ -1,0 +1,253 @@
+"""Every noun of Paredown: frozen values, each of them writable as JSON.
+
+Legend: U units, S entries of one unit along one axis of one tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, arrays as lists, dataclasses as objects."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+# ---------------------------------------------------------------------------------------------- what can be cut
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which entries of one tensor's axis each unit owns.
+
+    `positions` is an integer array [U, S]; `tensor` is the name in the dense model's state dict. Zeroing the
+    consumers of the dropped units computes the same as removing producers and consumers alike.
+    """
+
+    tensor: str
+    axis: int
+    positions: Array
+    role: str  # "producer" | "consumer"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """An integer attribute that must follow the cut: `per_unit` times the number of units kept."""
+
+    module: str
+    attribute: str
+    per_unit: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that may be dropped one by one.
+
+    `kind` is "head", "neuron" or "layer"; `layer` the dense layer's index (-1 for the group of all layers).
+    Keeping no unit of a head or neuron group drops the whole sub-layer (its bias and its norm stay).
+    A "layer" group has no slices: its units are the entries of the module list `blocks`.
+    """
+
+    name: str
+    kind: str
+    units: int
+    slices: tuple[Slice, ...] = ()
+    counters: tuple[Counter, ...] = ()
+    blocks: str = ""
+    exact: bool = True
+    minimum: int = 0
+    layer: int = -1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a post-LayerNorm text encoder are found: module names in the transformers model.
+
+    The names in `layer_names` are relative to one entry of the module list `layers`. `head` is applied in turn to
+    the pooled vector [B, 1, D] (it is empty for sentence encoders); "relu" stands for the function.
+    """
+
+    layers: str
+    embeddings: tuple[str, ...]
+    layer_names: Mapping[str, str]  # query key value output attention_norm up down ffn_norm attention
+    num_heads: int
+    head_dim: int
+    width: int  # D, of the residual stream
+    activation: str
+    token_types: bool
+    pooling: str  # "cls" | "mean"
+    head: tuple[str, ...] = ()
+    normalize: bool = False
+    position_bias: str = ""  # the module whose compute_position_bias(x) gives [B, H, T, T] (MPNet)
+    unused: tuple[str, ...] = ()  # modules whose output this task never reads, such as a sentence encoder's pooler
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What can be cut from one model. `fingerprint` is the sha256 of the names and shapes of its tensors."""
+
+    family: str
+    fingerprint: str
+    groups: tuple[Group, ...]
+    layout: Layout
+
+    def group(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no group {name!r}; there are {[g.name for g in self.groups]}")
+
+    def identity(self) -> dict[str, tuple[int, ...]]:
+        """The keep table that drops nothing."""
+        return {group.name: tuple(range(group.units)) for group in self.groups}
+
+
+# ------------------------------------------------------------------------------------- how much it matters, what stays
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`values[group]` has shape [U]; larger means keep."""
+
+    criterion: str
+    values: Mapping[str, Array]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Exactly one dial. `metric` is latency, params or macs; `keep` the share of the dense model's that may stay."""
+
+    metric: str
+    keep: float
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("latency", "params", "macs"):
+            raise ValueError(f"metric is {self.metric!r}; choose latency, params or macs")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is {self.keep}; it is a share, above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a target runtime likes: neuron widths in multiples, and whether every layer must have the same widths.
+
+    `allowed` names the kinds of groups ("head", "neuron", "layer") that may be cut.
+    """
+
+    multiple_of: int = 1
+    uniform: bool = False
+    allowed: tuple[str, ...] = ("head", "neuron", "layer")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units stay: `keep[group]` holds sorted unit indices of the dense model. It IS the small architecture."""
+
+    fingerprint: str
+    keep: Mapping[str, tuple[int, ...]]
+    source: str = ""
+    version: int = 1
+
+    @property
+    def id(self) -> str:
+        """sha256 of what is kept of which model; how the plan was found does not count."""
+        body = {"version": self.version, "fingerprint": self.fingerprint, "keep": self.keep}
+        return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        raw = json.loads(text)
+        if raw.get("version") != 1:
+            raise ValueError(f"plan version {raw.get('version')!r} is not known to this release; it reads version 1")
+        keep = {name: tuple(int(u) for u in units) for name, units in raw["keep"].items()}
+        return cls(raw["fingerprint"], keep, raw.get("source", ""), raw["version"])
+
+
+# ------------------------------------------------------------------------------------------------------- is it true
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure with its interval, unit, number of samples and method."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    samples: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The evidence for one plan on one machine."""
+
+    plan_id: str
+    machine: Mapping[str, Any]
+    measurements: tuple[Measurement, ...]
+
+    def to_json(self) -> str:
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        raw = json.loads(text)
+        return cls(raw["plan_id"], raw["machine"], tuple(Measurement(**m) for m in raw["measurements"]))
+
+    def get(self, name: str) -> Measurement:
+        for measurement in self.measurements:
+            if measurement.name == name:
+                return measurement
+        raise KeyError(name)
+
+
+class Runner(Protocol):
+    """Whatever runs a model: named arrays in, named arrays out.
+
+    Text encoders take int64 arrays [B, T] `input_ids`, `attention_mask` (and `token_type_ids` where the family has
+    it) and give float32 `logits` [B, C] or `embeddings` [B, D].
+    """
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def close(self) -> None: ...
+
+
+def as_indices(units: Sequence[int] | Array) -> tuple[int, ...]:
+    """Sorted unit indices as plain integers."""
+    return tuple(sorted(int(u) for u in cast(Sequence[int], units)))

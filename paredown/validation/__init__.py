@@ -1,0 +1,1 @@
+"""IS IT TRUE: quality, parity, timing and the gate."""

@@ -1,0 +1,151 @@
+"""What every file of targets/ must pass: limits that planning can use, and the same function as torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from paredown import registry
+from paredown.anatomy import describe
+from paredown.encoder import Encoder
+from paredown.surgery import cut
+from paredown.targets import onnxruntime, openvino
+from paredown.targets import torch as torch_target
+from paredown.types import Limits, Plan, Runner
+from paredown.validation import parity
+from tests.contracts.families import FAMILIES, VOCABULARY, tiny
+
+TARGETS = registry.available("targets")
+TOLERANCE = 1e-4  # the project's promise for fp32
+EXPORTED = ("onnxruntime", "openvino")
+
+ALONE = {
+    "onnxruntime": """
+import onnxruntime
+session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+out = session.run(None, inputs)[0]
+""",
+    "openvino": """
+import openvino
+settings = {"INFERENCE_PRECISION_HINT": "f32"}
+out = openvino.Core().compile_model(path, "CPU", settings)(inputs)[0]
+""",
+}
+
+
+def pruned(family: str, task: str) -> Encoder:
+    """A tiny model with other widths in every layer; the second one has no neurons left."""
+    model = tiny(family, task, max_position_embeddings=80)
+    anatomy = describe(model)
+    keep = anatomy.identity()
+    for group in anatomy.groups:
+        if group.kind == "head":
+            keep[group.name] = (3, 1)[: 2 - group.layer % 2] if group.layer < 2 else (0, 1, 2)
+        if group.kind == "neuron":
+            keep[group.name] = {0: (2, 3, 7), 1: ()}.get(group.layer, tuple(range(11)))
+        keep[group.name] = tuple(sorted(keep[group.name]))
+    return Encoder(cut(model, anatomy, Plan(anatomy.fingerprint, keep)), anatomy.layout).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Encoder, dict[str, Path]]]:
+    """The encoder of a family and its files by target, written once."""
+    done: dict[tuple[str, str], tuple[Encoder, dict[str, Path]]] = {}
+
+    def get(family: str, task: str) -> tuple[Encoder, dict[str, Path]]:
+        if (family, task) not in done:
+            encoder, folder = pruned(family, task), tmp_path_factory.mktemp("exported")
+            onnx_path = onnxruntime.export(encoder, folder / "model.onnx")
+            xml_path = openvino.export(onnx_path, folder / "model.xml")
+            done[family, task] = encoder, {"onnxruntime": onnx_path, "openvino": xml_path}
+        return done[family, task]
+
+    return get
+
+
+def runner_of(target: str, encoder: Encoder, files: dict[str, Path]) -> Runner:
+    if target == "torch":
+        return torch_target.load_encoder(encoder, threads=torch.get_num_threads())
+    runner: Runner = registry.find("targets", target).load(files[target], threads=1)
+    return runner
+
+
+def test_every_target_is_known_here() -> None:
+    assert set(TARGETS) == {"huggingface", "torch", *EXPORTED}  # a new one: add it to the tests below
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_limits_can_be_planned_with(target: str) -> None:
+    limits = registry.find("targets", target).LIMITS
+    assert isinstance(limits, Limits)
+    assert limits.multiple_of >= 1
+    assert set(limits.allowed) <= {"head", "neuron", "layer"}
+
+
+def same_function(target: str, encoder: Encoder, files: dict[str, Path]) -> None:
+    runner = runner_of(target, encoder, files)
+
+    def reference(inputs: Any) -> Any:
+        with torch.inference_mode():
+            return encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+
+    def run(inputs: Any) -> Any:
+        surplus = {"token_type_ids": np.zeros_like(inputs["input_ids"]), "other": np.zeros(1)}
+        outputs = runner.run({**surplus, **inputs})
+        assert list(outputs) == [encoder.output_name]
+        assert outputs[encoder.output_name].dtype == np.float32
+        return outputs[encoder.output_name]
+
+    parity.check(reference, run, input_names=encoder.input_names, vocabulary=VOCABULARY, tolerance=TOLERANCE)
+    runner.close()
+
+
+@pytest.mark.parametrize("target", ("torch", *EXPORTED))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classifiers_compute_what_torch_computes(family: str, target: str, exported: Any) -> None:
+    same_function(target, *exported(family, "text-classification"))
+
+
+@pytest.mark.parametrize("target", ("torch", *EXPORTED))
+@pytest.mark.parametrize("family", ("bert", "mpnet"))  # without and with a position bias
+def test_sentence_encoders_compute_what_torch_computes(family: str, target: str, exported: Any) -> None:
+    same_function(target, *exported(family, "text-embedding"))
+
+
+@pytest.mark.parametrize("target", EXPORTED)
+def test_a_result_is_not_overwritten_by_the_next_run(target: str, exported: Any) -> None:
+    encoder, files = exported("bert", "text-classification")
+    runner = runner_of(target, encoder, files)
+    batches = [{name: np.full((2, 5), value) for name in encoder.input_names} for value in (0, 1)]
+    first = runner.run(batches[0])[encoder.output_name]
+    before = first.copy()
+    assert not np.array_equal(runner.run(batches[1])[encoder.output_name], before)
+    np.testing.assert_array_equal(first, before)
+
+
+@pytest.mark.parametrize("target", EXPORTED)
+def test_the_file_runs_in_a_fresh_process_without_paredown(target: str, exported: Any, tmp_path: Path) -> None:
+    encoder, files = exported("bert", "text-classification")
+    code = f"""
+import sys, numpy
+path, result = sys.argv[1:]
+ids = numpy.arange(5, 17).reshape(2, 6)
+inputs = {{"input_ids": ids, "attention_mask": numpy.ones_like(ids), "token_type_ids": numpy.zeros_like(ids)}}
+{ALONE[target]}
+assert "paredown" not in sys.modules and "torch" not in sys.modules
+numpy.save(result, out)
+"""
+    command = [sys.executable, "-c", code, str(files[target]), str(tmp_path / "out.npy")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ids = torch.arange(5, 17).reshape(2, 6)
+    with torch.inference_mode():
+        expected = encoder(ids, torch.ones_like(ids), torch.zeros_like(ids)).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=TOLERANCE)
