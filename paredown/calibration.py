@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.encoder import Encoder
+from paredown.errors import UnsupportedModel
 from paredown.types import Array
 
 Batch = Mapping[str, Array]
@@ -26,12 +27,12 @@ SOFTENING = 2.0  # temperature of the sampled answers: a model sure of its own t
 class Statistics:
     """What one sub-layer sees.
 
-    `gram` [X+1, X+1] float64: sum of x x' over rows, the last entry of x being 1 (for the bias).
+    `gram` [X+1, X+1] float64: sum of x x' over rows, the last entry of x being 1 (for the bias); None if not asked for.
     `curvature` [D, D] float64: mean of g g' over rows, g the gradient of a text's divergence at the sub-layer's output
     (None without gradients). `gradients` [texts, X]: each text's derivative by a gate on each input. `rows` is N.
     """
 
-    gram: Array
+    gram: Array | None
     rows: int
     texts: int
     curvature: Array | None = None
@@ -61,13 +62,35 @@ def real_rows(values: Tensor, attention_mask: Tensor) -> Tensor:
 
 def with_ones(rows: Tensor) -> Tensor:
     """[N, X] -> [N, X+1] with a column of ones for the bias."""
-    return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; afterwards every part is in the mode in which it was."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 @contextmanager
 def tapped(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Calls `see(name, input, output)` whenever one of the modules runs inside the block."""
-    handles = [
+    """Calls `see(name, input, output)` whenever one of the modules runs inside the block.
+
+    With gradients on, the inputs seen require them, also in a model all of whose parameters are frozen.
+    """
+
+    def prepare(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and not args[0].requires_grad:
+            args[0].requires_grad_(True)
+
+    handles = [module.register_forward_pre_hook(prepare) for module in modules.values()]
+    handles += [
         module.register_forward_hook(lambda _m, args, out, name=name: see(name, args[0], out))
         for name, module in modules.items()
     ]
@@ -78,21 +101,24 @@ def tapped(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor]
             handle.remove()
 
 
-def probe_loss(encoder: Encoder, output: Tensor, generator: torch.Generator) -> Tensor:
+def probe_loss(encoder: Encoder, output: Tensor, random: np.random.Generator) -> Tensor:
     """A scalar whose gradients g give the Gauss-Newton matrix E[g g'] of the divergence from the model itself.
 
     The divergence has no gradient at the model itself, so answers are drawn instead: for logits, y ~ softmax and
     -log p(y); for embeddings e, the tangent probe (I - ee')r/|e| with r ~ N(0, I), which gives the matrix of the
-    cosine loss. Labels are never needed (Martens 2020, arXiv:1412.1193, section 9).
+    cosine loss. Labels are never needed (Martens 2020, arXiv:1412.1193, section 9). `random` is read text by text, so
+    the draws do not depend on how the texts are batched.
     """
     if encoder.output_name == "logits":
         log_p = torch.log_softmax(output / SOFTENING, dim=-1)
-        drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+        reached = log_p.detach().double().exp().cumsum(dim=1)
+        drawn = (reached < reached[:, -1:] * torch.from_numpy(random.random((len(output), 1)))).sum(1, keepdim=True)
         return -log_p.gather(1, drawn).sum()
-    norm = output.detach().norm(dim=-1, keepdim=True)
+    norm = output.detach().norm(dim=-1, keepdim=True).clamp(min=1e-12)
     unit = output.detach() / norm
-    noise = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-    return (((noise - unit * (unit * noise).sum(-1, keepdim=True)) / norm) * output).sum()
+    noise = torch.from_numpy(random.standard_normal(output.shape)).to(output.dtype)
+    tangent: Tensor = (noise - unit * (unit * noise).sum(-1, keepdim=True)) / norm
+    return (tangent * output).sum()
 
 
 def collect(
@@ -100,56 +126,72 @@ def collect(
     batches: Iterable[Batch],
     *,
     layers: Sequence[int],
+    gram: bool = True,
     gradients: bool = False,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Statistics]:
-    """Statistics of every sub-layer by group name. Cost: one forward (and backward) pass over the batches."""
+    """Statistics of every sub-layer by group name. Cost: one forward (and backward) pass over the batches.
+
+    Memory: what autograd keeps of one batch, and the sums. Raises UnsupportedModel when activations are not finite.
+    """
     modules = sub_layers(encoder, layers)
     grams: dict[str, Tensor] = {}
     curvatures: dict[str, Tensor] = {}
     gates: dict[str, list[Tensor]] = {name: [] for name in modules}
     rows = dict.fromkeys(modules, 0)
     texts = 0
-    generator = torch.Generator().manual_seed(seed)
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    for batch in batches:
-        inputs = tensors(batch, encoder)
-        mask = inputs["attention_mask"]
-        seen.clear()
-        with tapped(modules, lambda name, x, out: seen.__setitem__(name, (x, out))), torch.set_grad_enabled(gradients):
-            output = encoder(**inputs)
+    random = np.random.default_rng(seed)
+    mask = torch.empty(0)
+    lowest: list[Tensor] = []  # the input of the first sub-layer of a pass: every other one depends on it
+
+    def see(name: str, x: Tensor, out: Tensor) -> None:
+        values = x.detach()
+        real = real_rows(values, mask)
+        rows[name] += len(real)
+        if gram:
+            z = with_ones(real)  # one batch's products in the model's precision, twice as fast; their sum in float64
+            grams[name] = grams[name].add_(z.T @ z) if name in grams else (z.T @ z).double()
         if gradients:
-            flat = [tensor for pair in seen.values() for tensor in pair]
-            found = torch.autograd.grad(probe_loss(encoder, output, generator), flat)
-            for (name, (x, out)), gx, gy in zip(seen.items(), found[::2], found[1::2], strict=True):
-                gates[name].append((x.detach() * gx).sum(1))
-                g = real_rows(gy, mask).double()
-                curvatures[name] = curvatures.get(name, 0) + g.T @ g
-                del out
-        for name, (x, _) in seen.items():
-            z = with_ones(real_rows(x.detach(), mask)).double()
-            grams[name] = grams[name].addmm_(z.T, z) if name in grams else z.T @ z
-            rows[name] += len(z)
-        texts += len(mask)
-        if progress:
-            progress(len(mask))
+            lowest.append(x)
+            del lowest[1:]
+            x.register_hook(lambda g: gates[name].append((values * g).sum(1)))
+            out.register_hook(lambda g: bend(name, real_rows(g, mask)))
+
+    def bend(name: str, g: Tensor) -> None:
+        curvatures[name] = curvatures[name].add_(g.T @ g) if name in curvatures else (g.T @ g).double()
+
+    with tapped(modules, see), evaluating(encoder), torch.set_grad_enabled(gradients):
+        for batch in batches:
+            inputs = tensors(batch, encoder)
+            mask = inputs["attention_mask"]
+            output = encoder(**inputs)
+            if not torch.isfinite(output).all():
+                raise UnsupportedModel("The model's outputs on the calibration texts are not finite numbers.")
+            if gradients and modules:
+                # asked for the lowest input alone, autograd passes the hooks of all and keeps none of their gradients
+                torch.autograd.grad(probe_loss(encoder, output, random), lowest)
+                lowest.clear()
+            texts += len(mask)
+            if progress:
+                progress(len(mask))
     return {
         name: Statistics(
-            gram=grams[name].numpy(),
+            gram=grams[name].numpy() if gram else None,
             rows=rows[name],
             texts=texts,
             curvature=(curvatures[name] / rows[name]).numpy() if gradients else None,
             gradients=torch.cat(gates[name]).numpy() if gradients else None,
         )
         for name in modules
+        if texts
     }
 
 
 def divergence(encoder: Encoder, reference: Encoder, batches: Iterable[Batch]) -> float:
     """Mean over texts of what separates the outputs: KL(reference || encoder) of logits, 1 - cosine of embeddings."""
     total, texts = 0.0, 0
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(encoder, reference):
         for batch in batches:
             inputs = tensors(batch, encoder)
             total += float(distance(encoder(**inputs), reference(**inputs), encoder.output_name).sum())

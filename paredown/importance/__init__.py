@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from paredown import registry
 from paredown.calibration import Batch, Statistics, collect
 from paredown.encoder import Encoder
+from paredown.errors import BadData
 from paredown.importance._evidence import Evidence
 from paredown.types import Anatomy, Array, Group, Scores
 
@@ -17,7 +19,7 @@ __all__ = ["Evidence", "evidence_of", "score"]
 
 
 def evidence_of(group: Group, state: Mapping[str, Array], found: Statistics | None, *, seed: int = 0) -> Evidence:
-    """What a criterion may see of one group of a model whose state dict is `state`."""
+    """What a criterion may see of one group of a model with this state dict; every group has a seed of its own."""
     consumer = next(s for s in group.slices if s.role == "consumer")
     incoming = [
         np.take(state[s.tensor], s.positions, axis=s.axis).reshape(group.units, -1)
@@ -35,23 +37,37 @@ def evidence_of(group: Group, state: Mapping[str, Array], found: Statistics | No
         curvature=found.curvature if found else None,
         gradients=found.gradients if found else None,
         texts=found.texts if found else 0,
-        seed=seed,
+        seed=zlib.crc32(f"{group.name} {seed}".encode()),
     )
 
 
 def score(
     model: nn.Module, anatomy: Anatomy, calibration: Sequence[Batch], criterion: str = "fisher", *, seed: int = 0
 ) -> Scores:
-    """Scores of every head and neuron group. `calibration` holds padded batches as `tasks` makes them."""
+    """Scores of every head and neuron group. `calibration` holds padded batches as `tasks` makes them.
+
+    Raises BadData when the criterion needs texts and there are none.
+    """
     module = registry.find("importance", criterion)
     statistics: Mapping[str, Statistics] = {}
     if module.NEEDS:
+        if not len(calibration):
+            raise BadData(f"The criterion {criterion!r} needs calibration texts, and there are none.")
         layers = range(anatomy.group("layers").units)
         encoder = Encoder(model, anatomy.layout)
-        statistics = collect(encoder, calibration, layers=layers, gradients=True, seed=seed)
+        statistics = collect(
+            encoder,
+            calibration,
+            layers=layers,
+            gram="gram" in module.NEEDS,
+            gradients=not {"gradients", "curvature"}.isdisjoint(module.NEEDS),
+            seed=seed,
+        )
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     values = {
         group.name: module.score(evidence_of(group, state, statistics.get(group.name), seed=seed))
+        if group.units
+        else np.zeros(0)
         for group in anatomy.groups
         if group.kind != "layer"
     }

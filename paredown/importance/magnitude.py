@@ -9,6 +9,6 @@ NEEDS: tuple[str, ...] = ()
 
 
 def score(evidence: Evidence) -> Array:
-    """[U]: product of the norms of incoming and outgoing weights, which rescaling a unit leaves as it is."""
+    """[U]: product of the norms of incoming and outgoing weights, so that moving scale between them changes nothing."""
     outgoing = np.linalg.norm(evidence.outgoing[evidence.positions], axis=(1, 2))
     return np.asarray(np.linalg.norm(evidence.incoming, axis=1) * outgoing)

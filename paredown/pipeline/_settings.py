@@ -79,6 +79,11 @@ class Settings:
         """Names the run: the same settings find the same unfinished work."""
         return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:16]
 
+    def objective(self) -> dict[str, float | str | None]:
+        """The dial, its value, and the largest drop that passes."""
+        value = {"speedup": self.speedup, "latency_ms": self.latency_ms, "max_drop": self.gate}[self.dial]
+        return {"dial": self.dial, "value": value, "max_drop": self.gate}
+
     def command(self) -> str:
         """The command line that repeats the run."""
         words = ["paredown prune", self.model, "--data", self.data]

@@ -31,7 +31,8 @@ def plan(
     """The plan that keeps `budget.keep` of the dense cost at the least loss of score.
 
     `costs` are needed for latency (a measured table, see `latency_costs`); params and macs are counted. The
-    allocator is by default "knapsack", or "uniform" when the limits ask for it. Raises InfeasibleBudget.
+    allocator is by default "knapsack", or "uniform" when the limits ask for it. Raises InfeasibleBudget, whose
+    `closest` is the least cost that can be reached, in the unit of the costs.
     """
     limits = limits or Limits()
     if costs is None:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paredown.types import Anatomy, Array, Group, Limits
+from paredown.errors import InfeasibleBudget
+from paredown.types import Anatomy, Array, Group, Limits, as_indices
+
+TOLERANCE = 1e-9  # of the budget: sums of the same costs in another order differ by rounding
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,27 @@ def allowed_widths(group: Group, limits: Limits) -> tuple[int, ...]:
     step = limits.multiple_of if group.kind == "neuron" else 1
     counts = {*range(0, group.units, step), group.units}
     return tuple(sorted(count for count in counts if count >= group.minimum))
+
+
+def error_of_width(scores: Array) -> Array:
+    """[U+1]: the summed score of the units that go when 0, 1, ... U of the best are kept."""
+    ascending = np.sort(np.maximum(scores, 0))
+    return np.concatenate([[0.0], np.cumsum(ascending)])[::-1]
+
+
+def best_units(scores: Array, count: int) -> tuple[int, ...]:
+    """The `count` units of highest score; of equal ones the first."""
+    return as_indices(np.argsort(-np.asarray(scores), kind="stable")[:count])
+
+
+def most(budget: float) -> float:
+    """The budget with what rounding may add to it."""
+    return budget + TOLERANCE * abs(budget)
+
+
+def infeasible(budget: float, least: float) -> InfeasibleBudget:
+    """The error that says what the least reachable cost is; both in the unit of the costs."""
+    return InfeasibleBudget(
+        f"No choice of widths costs at most {budget:.6g}; the least that can be reached is {least:.6g}.",
+        closest=float(least),
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paredown.planning._costs import Costs, cuttable
-from paredown.types import Anatomy, Limits
+from paredown.types import Anatomy, Array, Limits
 
 Widths = tuple[tuple[int, int], ...]  # (heads, neurons) of every layer that is left
 
@@ -49,8 +49,13 @@ class LatencyTable:
 
 def levels(full: int, limit: int, shares: Sequence[float] = (1, 0.75, 0.5, 0.25, 0.125, 0)) -> tuple[int, ...]:
     """Widths worth timing, widest first: shares of the full width in the multiples that the target likes."""
-    rounded = {min(full, max(limit, round(share * full / limit) * limit)) if share else 0 for share in shares}
-    return tuple(sorted(rounded, reverse=True))
+
+    def width(share: float) -> int:
+        if share in (0, 1):  # the full width is timed as it is, also where it is no multiple
+            return int(share * full)
+        return min(full, max(limit, round(share * full / limit) * limit))
+
+    return tuple(sorted({width(share) for share in shares}, reverse=True))
 
 
 def latency_probes(num_layers: int, num_heads: int, num_neurons: int, limits: Limits) -> tuple[Widths, ...]:
@@ -61,20 +66,26 @@ def latency_probes(num_layers: int, num_heads: int, num_neurons: int, limits: Li
     return tuple((single,) * depth for depth in depths for single in singles)
 
 
+def rising(values: Array) -> Array:
+    """The nearest non-decreasing values in least squares: max over i <= k of min over j >= k of the mean of i..j."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    n = len(values)
+    means = np.asarray([[(sums[j] - sums[i]) / max(j - i, 1) for j in range(1, n + 1)] for i in range(n)])
+    return np.asarray([means[: k + 1, k:].min(axis=1).max() for k in range(n)])
+
+
 def fit_latency(measured: Callable[[Widths], float], shapes: Sequence[Widths]) -> LatencyTable:
     """The table that explains the timed graphs. `measured(widths)` gives the seconds of one of `shapes`."""
     depth = max(len(s) for s in shapes)
     num_heads, num_neurons = max(s[0][0] for s in shapes), max(s[0][1] for s in shapes)
     full = (num_heads, num_neurons)
-    empty_cost = 0.0
 
     def curve(seconds: Callable[[tuple[int, int]], float], kind: int) -> dict[int, float]:
-        """Seconds saved against the full width, turned into the cost of the kind, nothing costing nothing."""
+        """What each width of a kind costs beside the full width of the other kind, nothing costing nothing."""
         widths = sorted({s[0][kind] for s in shapes})
-        whole = seconds(full)
-        saved = {w: whole - seconds((w, num_neurons) if kind == 0 else (num_heads, w)) for w in widths}
-        values = np.maximum.accumulate([saved[0] - saved[w] for w in widths])  # wider never costs less: noise only
-        return {w: float(v) for w, v in zip(widths, values, strict=True)}
+        # wider never costs less: what says otherwise is noise
+        values = rising(np.asarray([seconds((num_heads, w) if kind else (w, num_neurons)) for w in widths]))
+        return {w: float(v - values[0]) for w, v in zip(widths, values, strict=True)}
 
     one = {single: measured((single,)) for single in {s[0] for s in shapes}}
     last = {"heads": curve(lambda s: one[s], 0), "neurons": curve(lambda s: one[s], 1)}
@@ -91,7 +102,7 @@ def fit_latency(measured: Callable[[Widths], float], shapes: Sequence[Widths]) -
 
 
 def latency_costs(anatomy: Anatomy, table: LatencyTable) -> Costs:
-    """Seconds of keeping 0, 1, ... U units of every group; the topmost layer of the anatomy costs what a last one does."""
+    """Seconds of keeping 0, 1, ... U units of every group; the anatomy's topmost layer costs what a last one does."""
     groups = cuttable(anatomy)
     top = max(group.layer for group in groups)
     return Costs(

@@ -9,9 +9,7 @@ import heapq
 
 import numpy as np
 
-from paredown.errors import InfeasibleBudget
-from paredown.planning._costs import Costs, allowed_widths, cuttable
-from paredown.planning.knapsack import best_units, error_of_width
+from paredown.planning._costs import Costs, allowed_widths, best_units, cuttable, error_of_width, infeasible, most
 from paredown.types import Anatomy, Limits, Scores
 
 
@@ -20,32 +18,33 @@ def allocate(
 ) -> dict[str, tuple[int, ...]]:
     """The keep table whose total cost is at most `budget`, the cheapest loss per saving taken first."""
     groups = {group.name: group for group in cuttable(anatomy)}
-    widths = {name: allowed_widths(group, limits) for name, group in groups.items()}
-    errors = {name: error_of_width(scores.values[name]) for name in groups}
+    widths = {name: np.asarray(allowed_widths(group, limits)) for name, group in groups.items()}
+    errors = {name: error_of_width(scores.values[name])[widths[name]] for name in groups}
+    prices = {name: costs.group[name][widths[name]] for name in groups}
     level = {name: len(width) - 1 for name, width in widths.items()}
-    total = costs.dense
-    heap: list[tuple[float, str]] = []
+    heap: list[tuple[float, str, int]] = []
 
     def offer(name: str) -> None:
-        if level[name] > 0:
-            wide, narrow = widths[name][level[name]], widths[name][level[name] - 1]
-            saved = max(float(costs.group[name][wide] - costs.group[name][narrow]), 1e-300)
-            heapq.heappush(heap, (float(errors[name][narrow] - errors[name][wide]) / saved, name))
+        """The narrower level of least loss per saving: a step that saves nothing must not hide one that does."""
+        here = level[name]
+        saved = prices[name][here] - prices[name][:here]
+        if (saved > 0).any():
+            loss = np.where(saved > 0, errors[name][:here] - errors[name][here], np.inf)
+            ratios = loss / np.where(saved > 0, saved, 1.0)
+            goal = int(np.flatnonzero(ratios == ratios.min())[-1])
+            heapq.heappush(heap, (float(ratios[goal]), name, goal))
+
+    def total() -> float:
+        return costs.fixed + sum(float(prices[name][at]) for name, at in level.items())
 
     for name in groups:
         offer(name)
-    while total > budget * (1 + 1e-12) and heap:
-        _, name = heapq.heappop(heap)
-        before = costs.group[name][widths[name][level[name]]]
-        level[name] -= 1
-        total -= float(before - costs.group[name][widths[name][level[name]]])
+    while total() > most(budget):
+        if not heap:
+            raise infeasible(budget, total())
+        _, name, level[name] = heapq.heappop(heap)
         offer(name)
-    if total > budget * (1 + 1e-9):
-        raise InfeasibleBudget(
-            f"No choice of widths costs at most {budget:.6g}; the least that can be reached is {total:.6g}.",
-            closest=float(total),
-        )
     keep = anatomy.identity()
     for name in groups:
-        keep[name] = best_units(np.asarray(scores.values[name]), widths[name][level[name]])
+        keep[name] = best_units(scores.values[name], int(widths[name][level[name]]))
     return keep

@@ -9,60 +9,74 @@ Legend: N texts, B texts of a batch, C classes or embedding width.
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from paredown.calibration import distance, tensors
+from paredown.calibration import distance, evaluating, tensors
 from paredown.encoder import Encoder
+from paredown.errors import BadData
+from paredown.recovery._checkpoint import Checkpoint, Progress, State
 from paredown.tasks import Tokens, pad
 from paredown.types import Array, Layout
+
+__all__ = ["Progress", "learning_rate", "recover", "teach"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 BATCH = 64
-LEARNING_RATE = 3e-4  # small students take three to ten times the rate of fine-tuning (TinyBERT, arXiv:1909.10351)
 WARM_UP = 0.05  # share of the time
 LOGIT_WEIGHT = 0.05  # of the squared error of the logits: it still teaches where softmax is saturated
 CHECKPOINT_SECONDS = 30.0
 CHECKS = 10  # how often the held-out texts judge the student
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a distillation stands: seconds spent, steps done, held-out divergence of the latest check and the best."""
+def learning_rate(layout: Layout) -> float:
+    """The peak rate of AdamW: 4e-4 at width 384, less in proportion for wider models, at most 5e-4.
 
-    seconds: float
-    step: int
-    distance: float
-    best: float
+    Small students take three to ten times the rate of fine-tuning (TinyBERT, arXiv:1909.10351); under Adam the rate
+    that is best falls as one over the width (Yang et al. 2022, arXiv:2203.03466).
+    """
+    return min(5e-4, 4e-4 * 384 / layout.width)
 
 
-def teach(encoder: Encoder, tokens: Tokens, *, progress: Callable[[int], None] | None = None) -> Tensor:
-    """The dense model's outputs [N, C] float32, in the order of the texts."""
-    outputs: list[Tensor | None] = [None] * len(tokens.ids)
-    order = np.argsort([len(one) for one in tokens.ids], kind="stable")
+def teach(
+    encoder: Encoder,
+    tokens: Tokens,
+    *,
+    seconds: float = math.inf,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The dense model's outputs [N, C] float32, in the order of the texts.
+
+    When the seconds are over, what is done so far comes back: the outputs of the first texts, or [0, 0] for none.
+    """
+    parts: list[Tensor] = []
     half = _half_precision_pays(encoder)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            out = encoder(**_inputs(encoder, tokens, rows)).float()
-            for row, value in zip(rows, out, strict=True):
-                outputs[row] = value
-            if progress:
-                progress(len(rows))
-    return torch.stack([value for value in outputs if value is not None])
+    begun = time.monotonic()
+    size = max(1, len(tokens)) if math.isinf(seconds) else BATCH * 16  # texts of like length are batched in a chunk
+    with torch.no_grad(), evaluating(encoder), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        for first in range(0, len(tokens), size):
+            if time.monotonic() - begun >= seconds:
+                break
+            chunk = np.arange(first, min(first + size, len(tokens)))
+            order = chunk[np.argsort(tokens.lengths[chunk], kind="stable")]
+            outputs: list[Tensor] = []
+            for start in range(0, len(order), BATCH):
+                rows = order[start : start + BATCH]
+                outputs.append(encoder(**_inputs(encoder, tokens, rows)).float())
+                if progress:
+                    progress(len(rows))
+            parts.append(torch.cat(outputs)[torch.from_numpy(np.argsort(order))])
+    return torch.cat(parts) if parts else torch.empty(0, 0)
 
 
 def recover(
@@ -80,68 +94,108 @@ def recover(
 ) -> tuple[Model, list[Progress]]:
     """A distilled copy of `small` (its best state on held-out texts) and the checks made on the way.
 
-    `wanted` [N, C] are the teacher's outputs on `tokens`; a tenth of those texts (512 at most) is held out to judge.
-    `extra_*` are further texts to learn from. With `checkpoint`, the state is written there every 30 seconds and on
-    Ctrl-C, and a later call goes on from it. The copy is never worse than `small` on the held-out texts.
+    `wanted` [N, C] are the teacher's outputs on `tokens`; the texts of `held_out` judge and are not learnt from.
+    `extra_*` are further texts to learn from. With `checkpoint`, the state is written there every 30 seconds, on
+    Ctrl-C and at the end, and a later call goes on from it. The copy is never worse than `small` on the held-out texts;
+    it comes back frozen and in eval mode. With no minutes, or nothing to train, it is a plain copy and one check.
+
+    Raises BadData without texts, FingerprintMismatch when the checkpoint is of another training, and ParedownError when
+    it cannot be read or written.
     """
-    student = copy.deepcopy(small)
+    count = len(tokens)
+    if not count:
+        raise BadData("There is no text to learn from.")
+    if len(wanted) != count or (extra_tokens is None) != (extra_wanted is None):
+        raise ValueError("every text needs the teacher's output: wanted for tokens, extra_wanted for extra_tokens")
+    student = copy.deepcopy(small).eval()
     encoder = Encoder(student, layout)
-    trained = _trainable(student, layout)
-    rng = np.random.default_rng(seed)
-    held = rng.permutation(len(tokens.ids))[: min(512, max(1, len(tokens.ids) // 10))]
-    learn = np.setdiff1d(np.arange(len(tokens.ids)), held)
+    held = held_out(count, seed=seed)
+    learnt = np.setdiff1d(np.arange(count), held) if count > 1 else held
     judge = Tokens(tuple(tokens.ids[i] for i in held), tokens.pad_id, tokens.input_names, 0)
     judged = wanted[torch.from_numpy(held)]
-    pool = tuple(tokens.ids[i] for i in learn) + (extra_tokens.ids if extra_tokens else ())
-    lessons = Tokens(pool, tokens.pad_id, tokens.input_names, 0)
-    targets = wanted[torch.from_numpy(learn)]
+    further = extra_tokens.ids if extra_tokens else ()
+    lessons = Tokens(tuple(tokens.ids[i] for i in learnt) + further, tokens.pad_id, tokens.input_names, 0)
+    targets = wanted[torch.from_numpy(learnt)]
     targets = targets if extra_wanted is None else torch.cat([targets, extra_wanted])
 
-    optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
-    state = _Checkpoint(checkpoint, trained, optimizer)
-    spent, step, history = state.restore()
-    best = {name: value.detach().clone() for name, value in trained.items()} if not state.best else state.best
-    if not history:
-        start = _judge(encoder, judge, judged)
-        history = [Progress(0.0, 0, start, start)]
-    half = _half_precision_pays(encoder)
+    trained = _trainable(student, layout)
     total = minutes * 60
-    next_check = spent + total / CHECKS
-    begun = saved = time.monotonic() - spent
+    if total <= 0 or not trained:
+        start = _judge(encoder, judge, judged)
+        return student.requires_grad_(False), [Progress(0.0, 0, start, start)]
+    rate = learning_rate(layout)
+    optimizer = torch.optim.AdamW(trained.values(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    file = checkpoint and Checkpoint(checkpoint, trained, optimizer, task=f"distill {_digest(lessons)} seed {seed}")
+    state = file.restore() if file else None
+    if state is None:
+        start = _judge(encoder, judge, judged)
+        state = State(0.0, 0, (Progress(0.0, 0, start, start),), _copies(trained))
+    step, history, best = state.step, list(state.history), state.best
+
+    half = _half_precision_pays(encoder)
+    begun = time.monotonic() - state.seconds
+    saved, next_check = time.monotonic(), state.seconds + total / CHECKS
     batches = _lessons(lessons, seed=seed + step)
+
+    def check() -> None:
+        nonlocal best
+        value = _judge(encoder, judge, judged)
+        better = value < history[-1].best
+        best = _copies(trained) if better else best
+        history.append(Progress(time.monotonic() - begun, step, value, value if better else history[-1].best))
+
     try:
         while (now := time.monotonic() - begun) < total:
             rows = next(batches)
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * _rate(now / total)
+                group["lr"] = rate * _rate(now / total)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 output = encoder(**_inputs(encoder, lessons, rows)).float()
             loss = _loss(output, targets[torch.from_numpy(rows)], encoder.output_name)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained.values(), 1.0)
-            optimizer.step()
+            loss.backward()
+            if nn.utils.clip_grad_norm_(trained.values(), 1.0).isfinite():  # else one bad batch would spoil all weights
+                optimizer.step()
             step += 1
             now = time.monotonic() - begun
-            if now >= next_check or now >= total:
-                next_check += total / CHECKS
-                value = _judge(encoder, judge, judged)
-                if value <= min(p.best for p in history):
-                    best = {name: tensor.detach().clone() for name, tensor in trained.items()}
-                history.append(Progress(now, step, value, min(value, history[-1].best)))
+            if now >= next_check:
+                check()
+                next_check = history[-1].seconds + total / CHECKS
             if report:
                 report(Progress(now, step, history[-1].distance, history[-1].best))
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if file and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                file.save(State(now, step, tuple(history), best))
                 saved = time.monotonic()
-                state.save(now, step, history, best)
+        if history[-1].step < step:
+            check()
     except KeyboardInterrupt:
-        state.save(time.monotonic() - begun, step, history, best)
+        if file:
+            file.save(State(time.monotonic() - begun, step, tuple(history), best))
         raise
+    optimizer.zero_grad()
+    if file:
+        file.save(State(max(total, state.seconds), step, tuple(history), best))
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(best[name])
-    state.save(max(total, spent), step, history, best)
-    return student.requires_grad_(False).eval(), history
+    return student.requires_grad_(False), history
+
+
+def held_out(count: int, *, seed: int = 0) -> Array:
+    """Which texts judge: a tenth of them drawn at random, 512 at most, one at least."""
+    return np.random.default_rng(seed).permutation(count)[: min(512, max(1, count // 10))]
+
+
+def _digest(tokens: Tokens) -> str:
+    """What tells one set of texts from another."""
+    found = hashlib.sha256(tokens.lengths.tobytes())
+    for ids in tokens.ids:
+        found.update(ids.tobytes())
+    return found.hexdigest()
+
+
+def _copies(trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in trained.items()}
 
 
 def _loss(output: Tensor, wanted: Tensor, output_name: str) -> Tensor:
@@ -159,12 +213,15 @@ def _rate(share: float) -> float:
 
 
 def _trainable(student: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
+    """The parameters to learn, which alone require gradients: all but embeddings, unused modules and empty tensors."""
     student.requires_grad_(True)
-    for name in layout.embeddings:
-        student.get_submodule(name).requires_grad_(False)
-    for name in layout.unused:
-        student.get_submodule(name).requires_grad_(False)
-    return {name: value for name, value in student.named_parameters() if value.requires_grad and value.numel()}
+    for name in (*layout.embeddings, *layout.unused):
+        if name in dict(student.named_modules()):  # a fold takes unused modules away
+            student.get_submodule(name).requires_grad_(False)
+    for value in student.parameters():
+        if not value.numel():
+            value.requires_grad_(False)
+    return {name: value for name, value in student.named_parameters() if value.requires_grad}
 
 
 def _inputs(encoder: Encoder, tokens: Tokens, rows: Array) -> dict[str, Tensor]:
@@ -175,7 +232,7 @@ def _inputs(encoder: Encoder, tokens: Tokens, rows: Array) -> dict[str, Tensor]:
 def _lessons(tokens: Tokens, *, seed: int) -> Iterator[Array]:
     """Endless batches of indices: shuffled, but alike in length within a batch, so that little is padding."""
     rng = np.random.default_rng(seed)
-    lengths = np.asarray([len(one) for one in tokens.ids])
+    lengths = tokens.lengths
     while True:
         order = rng.permutation(len(lengths))
         for start in range(0, len(order), BATCH * 40):
@@ -189,7 +246,7 @@ def _lessons(tokens: Tokens, *, seed: int) -> Iterator[Array]:
 def _judge(encoder: Encoder, tokens: Tokens, wanted: Tensor) -> float:
     """Mean divergence from the teacher on the held-out texts, in full precision."""
     total = 0.0
-    order = np.argsort([len(one) for one in tokens.ids], kind="stable")
+    order = np.argsort(tokens.lengths, kind="stable")
     with torch.inference_mode():
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
@@ -203,7 +260,8 @@ def _half_precision_pays(encoder: Encoder) -> bool:
     layer = next((layer for layer in encoder.layers if layer.num_neurons), None)
     if layer is None:
         return False
-    x = torch.randn(BATCH, 16, layer.up.weight.shape[1])
+    width = layer.up.weight.shape[1]
+    x = torch.linspace(-2, 2, BATCH * 16 * width, dtype=layer.up.weight.dtype).view(BATCH, 16, width)
     seconds: dict[bool, float] = {}
     for half in (False, True):
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -214,44 +272,3 @@ def _half_precision_pays(encoder: Encoder) -> bool:
                 runs.append(time.perf_counter() - begun)
         seconds[half] = float(np.median(runs[2:]))
     return seconds[True] < 0.8 * seconds[False]
-
-
-class _Checkpoint:
-    """The state of a distillation on disk: one safetensors file that appears whole or not at all."""
-
-    def __init__(self, path: Path | None, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer):
-        self.path, self.trained, self.optimizer = path, trained, optimizer
-        self.best: dict[str, Tensor] = {}
-
-    def save(self, seconds: float, step: int, history: list[Progress], best: dict[str, Tensor]) -> None:
-        if self.path is None:
-            return
-        tensors_: dict[str, Tensor] = {}
-        for name, value in self.trained.items():
-            tensors_[f"now.{name}"] = value.detach()
-            tensors_[f"best.{name}"] = best[name]
-            for key, moment in self.optimizer.state.get(value, {}).items():
-                tensors_[f"{key}.{name}"] = moment.reshape(-1) if key == "step" else moment
-        notes = {"seconds": str(seconds), "step": str(step), "history": json.dumps([asdict(p) for p in history])}
-        beside = self.path.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in tensors_.items()}, beside, metadata=notes)
-        os.replace(beside, self.path)
-
-    def restore(self) -> tuple[float, int, list[Progress]]:
-        """Seconds spent, steps done and the checks so far; zeros when there is nothing to go on from."""
-        if self.path is None or not self.path.exists():
-            return 0.0, 0, []
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="pt") as file:
-            notes = file.metadata()
-        stored = load_file(self.path)
-        with torch.no_grad():
-            for name, value in self.trained.items():
-                value.copy_(stored[f"now.{name}"])
-                self.best[name] = stored[f"best.{name}"]
-                moments = {key: stored[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in stored}
-                if moments:
-                    self.optimizer.state[value] = {**moments, "step": stored[f"step.{name}"].reshape(())}
-        history = [Progress(**one) for one in json.loads(notes["history"])]
-        return float(notes["seconds"]), int(notes["step"]), history

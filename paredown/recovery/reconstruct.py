@@ -2,7 +2,8 @@
 
 For one sub-layer, with inputs X (and a column of ones) of the small model, its own residual stream R and the dense
 model's stream before the norm Z, the new weights are argmin |[X, 1] W - (Z - R)|^2 + ridge |W - W0|^2. The target holds
-the error of everything below, which is what lets deep cuts survive (K-prune, Park et al. 2024, arXiv:2308.03449).
+the error of everything below, which is what lets deep cuts survive (K-prune, Park et al. 2024, arXiv:2308.03449). A
+layer that is gone is made up for by the next one that stays; if the topmost is gone, by none.
 
 Legend: B batch, T tokens, X inputs, D model width, N rows.
 """
@@ -16,8 +17,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from paredown.calibration import Batch, divergence, real_rows, tensors, with_ones
+from paredown.calibration import Batch, divergence, evaluating, real_rows, tensors, with_ones
 from paredown.encoder import Encoder, Layer
+from paredown.errors import BadData
 from paredown.types import Anatomy, Plan
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -36,78 +38,75 @@ def recover(
 ) -> Model:
     """A copy of `small` with re-fitted output projections; the copy is unchanged if that brings it no nearer.
 
-    `small` is the cut model, `teacher` the dense one. Cost: two forward passes over the batches, and memory for both
-    streams. Whether it is nearer is judged on the last tenth of the batches, which are not fitted to.
+    `small` is the cut model, `teacher` the dense one. Cost: two forward passes over the batches, and memory for one
+    stream [B, T, D] of each model and batch. Whether it is nearer is judged on `held_out` batches, which are not fitted
+    to. `progress` is told of every layer of the teacher. Raises BadData when there is no batch.
     """
-    held = max(1, len(batches) // 10) if len(batches) > 1 else 0
-    fitted = copy.deepcopy(small).requires_grad_(False)
-    with torch.no_grad():
-        _fit(
-            Encoder(fitted, anatomy.layout),
-            Encoder(teacher, anatomy.layout),
-            plan.keep["layers"],
-            batches[: len(batches) - held],
-            progress,
-        )
-    judge = batches[-held:] if held else batches
-    dense = Encoder(teacher, anatomy.layout)
+    if not len(batches):
+        raise BadData("Reconstruction needs calibration texts, and there are none.")
+    held = held_out(len(batches))
+    fitted = copy.deepcopy(small)
+    student, dense = Encoder(fitted, anatomy.layout), Encoder(teacher, anatomy.layout)
+    learnt = [batch for i, batch in enumerate(batches) if i not in held or len(batches) == 1]
+    with torch.no_grad(), evaluating(student, dense):
+        _fit(student, dense, plan.keep["layers"], learnt, progress)
+    judge = [batches[i] for i in held]
     before = divergence(Encoder(small, anatomy.layout), dense, judge)
-    after = divergence(Encoder(fitted, anatomy.layout), dense, judge)
+    after = divergence(student, dense, judge)
     return fitted if after < before else copy.deepcopy(small)
 
 
+def held_out(count: int) -> range:
+    """Which batches judge: every tenth, from the middle of the first ten, since batches are often sorted by length."""
+    return range(min(5, count // 2), count, 10)
+
+
 def _fit(
-    student: Encoder, teacher: Encoder, kept: Sequence[int], batches: Sequence[Batch], progress: Callable[[int], None] | None
+    student: Encoder,
+    teacher: Encoder,
+    kept: Sequence[int],
+    batches: Sequence[Batch],
+    progress: Callable[[int], None] | None,
 ) -> None:
+    """Re-fits the student in place. `wanted` and `streams` hold each model's stream, overwritten stage by stage."""
     inputs = [tensors(batch, teacher) for batch in batches]
     attention = [one["attention_mask"] for one in inputs]
-    ids = [(one["input_ids"], one.get("token_type_ids")) for one in inputs]
-    wanted = [teacher.embed(*pair) for pair in ids]
-    streams = [student.embed(*pair) for pair in ids]
-    masks = [student.mask(x, a) for x, a in zip(streams, attention, strict=True)]
+    wanted = [teacher.embed(one["input_ids"], one.get("token_type_ids")) for one in inputs]
+    streams = [student.embed(one["input_ids"], one.get("token_type_ids")) for one in inputs]
+    every = range(len(batches))
     cls = student.layout.pooling == "cls"
     for index, dense in enumerate(teacher.layers):
-        whole = not (cls and index == len(teacher.layers) - 1)
-        rows = wanted if whole else [x[:, :1] for x in wanted]
-        after_attention = [
-            r + dense.attention_output(x, m, not whole) for r, x, m in zip(rows, wanted, masks, strict=True)
-        ]
-        middle = [dense.attention_norm(z) for z in after_attention]
-        after_ffn = [x + dense.ffn_output(x) for x in middle]
-        wanted = [dense.ffn_norm(z) for z in after_ffn]
-        if index in kept:
-            here = kept.index(index)
-            layer = student.layers[here]
-            streams = _refit_layer(
-                layer, streams, masks, attention, after_attention, after_ffn, cls and here == len(student.layers) - 1
-            )
+        first = cls and index == len(teacher.layers) - 1  # only the first row is read
+        here = kept.index(index) if index in kept else -1
+        layer, alone = student.layers[here], cls and here == len(student.layers) - 1
+
+        def context(i: int, layer: Layer = layer, alone: bool = alone) -> Tensor:
+            x = streams[i]
+            none = x[:, : 1 if alone else x.shape[1], :0]
+            return layer.context(x, student.mask(x, attention[i]), alone) if layer.num_heads else none
+
+        def hidden(i: int, layer: Layer = layer) -> Tensor:
+            return layer.hidden(streams[i]) if layer.num_neurons else streams[i][..., :0]
+
+        for i in every:  # the dense stream before the norm, which is what the student's sub-layer aims at
+            x = wanted[i]
+            added = dense.attention_output(x, teacher.mask(x, attention[i]), first)
+            wanted[i] = (x[:, :1] if first else x) + added
+        if here >= 0:
+            _refit(layer.output, context, streams, wanted, attention, alone)
+            for i in every:
+                streams[i] = layer.attend(streams[i], student.mask(streams[i], attention[i]), alone)
+        for i in every:
+            x = dense.attention_norm(wanted[i])
+            wanted[i] = x + dense.ffn_output(x)
+        if here >= 0:
+            _refit(layer.down, hidden, streams, wanted, attention, alone)
+        for i in every:
+            if here >= 0:
+                streams[i] = layer.feed(streams[i])
+            wanted[i] = dense.ffn_norm(wanted[i])
         if progress:
             progress(1)
-
-
-def _refit_layer(
-    layer: Layer,
-    streams: list[Tensor],
-    masks: Sequence[Tensor],
-    attention: Sequence[Tensor],
-    after_attention: Sequence[Tensor],
-    after_ffn: Sequence[Tensor],
-    first_only: bool,
-) -> list[Tensor]:
-    """Re-fits both projections of one layer in place; the streams [B, T, D] that leave it."""
-
-    def context(i: int) -> Tensor:
-        x = streams[i]
-        return layer.context(x, masks[i], first_only) if layer.num_heads else x[:, : rows[i].shape[1], :0]
-
-    def hidden(i: int) -> Tensor:
-        return layer.hidden(middle[i]) if layer.num_neurons else middle[i][..., :0]
-
-    rows = [x[:, :1] if first_only else x for x in streams]
-    _refit(layer.output, context, rows, after_attention, attention)
-    middle = [layer.attend(x, m, first_only) for x, m in zip(streams, masks, strict=True)]
-    _refit(layer.down, hidden, middle, after_ffn, attention)
-    return [layer.feed(x) for x in middle]
 
 
 def _refit(
@@ -116,21 +115,31 @@ def _refit(
     residuals: Sequence[Tensor],
     targets: Sequence[Tensor],
     attention: Sequence[Tensor],
+    alone: bool,
 ) -> None:
-    """Solves for one projection in place. `inputs(i)` [B, T, X]; residuals and targets [B, T, D]; T may be 1."""
-    width, size = linear.weight.shape[0], linear.weight.shape[1] + 1
-    gram = torch.zeros(size, size, dtype=torch.float64)
-    cross = torch.zeros(size, width, dtype=torch.float64)
+    """Solves for one projection in place. `inputs(i)` [B, T, X]; residuals and targets [B, T, D].
+
+    With `alone`, only the first row of a text is fitted. Without a bias nothing stands in for it.
+    """
+    start = linear.weight.T.double()
+    if linear.bias is not None:
+        start = torch.cat([start, linear.bias[None].double()])
+    gram = start.new_zeros(len(start), len(start))
+    cross = torch.zeros_like(start)
     for i, (residual, target, mask) in enumerate(zip(residuals, targets, attention, strict=True)):
-        z = with_ones(real_rows(inputs(i), mask)).double()
-        gram.addmm_(z.T, z)
-        cross.addmm_(z.T, real_rows(target[:, : residual.shape[1]] - residual, mask).double())
-    bias = linear.bias if linear.bias is not None else torch.zeros(width)
-    start = torch.cat([linear.weight.T, bias[None]]).double()
-    ridge = torch.zeros(size, dtype=torch.float64)
-    if size > 1:
-        ridge[:-1] = RIDGE * gram.diagonal()[:-1].mean().clamp(min=1e-12)
-    solved = torch.linalg.solve(gram + torch.diag(ridge), cross + ridge[:, None] * start)
-    linear.weight.copy_(solved[:-1].T)
+        rows = 1 if alone else residual.shape[1]
+        z = real_rows(inputs(i), mask)
+        z = with_ones(z) if linear.bias is not None else z
+        gram += z.T @ z  # one batch's products in the model's precision; their sum in float64
+        cross += z.T @ real_rows(target[:, :rows] - residual[:, :rows], mask)
+    width = linear.weight.shape[1]
+    if not len(start):
+        return
+    if width:
+        ridge = RIDGE * gram.diagonal()[:width].mean().clamp(min=1e-12)
+        gram.diagonal()[:width] += ridge
+        cross[:width] += ridge * start[:width]
+    solved = torch.linalg.solve(gram, cross)
+    linear.weight.copy_(solved[:width].T)
     if linear.bias is not None:
         linear.bias.copy_(solved[-1])

@@ -42,7 +42,9 @@ def export_stock(encoder: Encoder, path: Path) -> Path:
 
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            return stock_forward(encoder, inputs if token_type_ids is None else inputs | {"token_type_ids": token_type_ids})
+            return stock_forward(
+                encoder, inputs if token_type_ids is None else inputs | {"token_type_ids": token_type_ids}
+            )
 
     ids = torch.full((2, 7), 5)
     inputs = (ids, torch.ones_like(ids), torch.zeros_like(ids))[: len(encoder.input_names)]

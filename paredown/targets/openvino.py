@@ -13,7 +13,7 @@ import numpy as np
 from paredown.errors import MissingExtra, ParedownError
 from paredown.types import Array, Limits, Runner
 
-LIMITS = Limits(multiple_of=16)  # one AVX-512 register of floats; oneDNN pads to it as ONNX Runtime does
+LIMITS = Limits(multiple_of=16)  # one AVX-512 register of floats; the same as for ONNX Runtime, so that plans fit both
 
 
 def export(onnx_path: Path, path: Path) -> Path:

@@ -10,7 +10,7 @@ from paredown.types import Array, Limits, Runner
 if TYPE_CHECKING:
     from paredown.encoder import Encoder
 
-LIMITS = Limits(multiple_of=16)  # one AVX-512 register of floats; MKL pads to it as the other runtimes do
+LIMITS = Limits(multiple_of=16)  # one AVX-512 register of floats; the same as for ONNX Runtime, so that plans fit all
 
 
 class _TorchRunner:

@@ -40,7 +40,7 @@ def small_model(folder: Path) -> Path:
         [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", 3])],
         tensors,
-        value_info=[helper.make_tensor_value_info("h", TensorProto.FLOAT, ["rows", 77])],
+        value_info=[helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["rows", 77])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     path = folder / "model.onnx"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ def encoder_of(widths: Sequence[tuple[int, int]], *, pooling: str = "cls", activ
         layer_names=NAMES,
         num_heads=3,
         head_dim=HEAD_DIM,
+        width=12,
         activation=activation,
         token_types=True,
         pooling=pooling,
@@ -70,9 +73,26 @@ def encoder_of(widths: Sequence[tuple[int, int]], *, pooling: str = "cls", activ
             linear.weight, linear.bias = nn.Parameter(torch.empty(rows, columns)), nn.Parameter(torch.empty(rows))
             setattr(block.get_submodule(parent), name, linear)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn_like(parameter))
+        for name, parameter in model.named_parameters():  # by name, so that embeddings and head never differ
+            random = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=random))
     return Encoder(model.eval(), layout).eval()
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces embeddings and head once per pooling: they are the same in every encoder here, and torch takes seconds."""
+    trace = target._traced
+
+    def cached(encoder: Encoder, common: _lean.Shared, opset: int) -> tuple[Any, Any]:
+        if encoder.layout.pooling not in _TRACED:
+            _TRACED[encoder.layout.pooling] = trace(encoder, common, opset)
+        return copy.deepcopy(_TRACED[encoder.layout.pooling])
+
+    monkeypatch.setattr(target, "_traced", cached)
+
+
+_TRACED: dict[str, tuple[Any, Any]] = {}
 
 
 def inputs_of(batch: int, length: int) -> dict[str, torch.Tensor]:
@@ -108,6 +128,7 @@ WIDTHS = {
 }
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS.keys())
 def test_every_width_computes_the_same(widths: list[tuple[int, int]], pooling: str, tmp_path: Path) -> None:
@@ -115,12 +136,14 @@ def test_every_width_computes_the_same(widths: list[tuple[int, int]], pooling: s
     assert_same(encoder, target.export(encoder, tmp_path / "model.onnx"))
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("activation", ["gelu_new", "relu", "silu"])
 def test_every_activation_computes_the_same(activation: str, tmp_path: Path) -> None:
     encoder = encoder_of([DENSE], activation=activation)
     assert_same(encoder, target.export(encoder, tmp_path / "model.onnx"))
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_missing_and_zero_biases_are_not_added(tmp_path: Path) -> None:
     encoder = encoder_of([DENSE, DENSE])
     for layer in encoder.layers:
@@ -197,6 +220,7 @@ def test_a_file_that_is_no_model_is_said(tmp_path: Path) -> None:
             target.load(tmp_path / name, threads=1)
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_probe_has_the_operators_and_shapes_of_a_real_export(pooling: str, tmp_path: Path) -> None:
     dense = target.export(encoder_of([DENSE] * 3, pooling=pooling), tmp_path / "dense.onnx")
@@ -211,12 +235,14 @@ def test_a_probe_has_the_operators_and_shapes_of_a_real_export(pooling: str, tmp
         assert [array.shape for array in outputs.values()] == [(3, 3 if pooling == "cls" else 12)]
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_probe_of_the_dense_widths_is_the_dense_model(tmp_path: Path) -> None:
     encoder = encoder_of([DENSE] * 2)
     dense = target.export(encoder, tmp_path / "dense.onnx")
     assert_same(encoder, target.probe(dense, tmp_path / "probe.onnx", [DENSE] * 2))
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_probe_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     cut = target.export(encoder_of([DENSE, (0, 3)]), tmp_path / "cut.onnx")
     with pytest.raises(ParedownError, match="gone already"):

@@ -1,0 +1,282 @@
+"""The subcommands. Each parses its options, calls one verb of `paredown.pipeline`, and prints what came back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from paredown.cli import _options as options
+from paredown.cli import _output
+from paredown.cli._progress import shown
+from paredown.errors import GateFailed
+
+app = typer.Typer(
+    name="paredown",
+    help="Pare a trained model down to what your machine serves fast, and prove it.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def command() -> Any:
+    """The whole command line, ready to be called with arguments."""
+    return typer.main.get_command(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from paredown import __version__
+
+        print(f"paredown {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def paredown(
+    version: Annotated[
+        bool, typer.Option("--version", help="The version, and nothing else.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Pare a trained model down to what your machine serves fast, and prove it."""
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder of transformers, or a name on the hub.")],
+    *,
+    data: Annotated[
+        str, typer.Option("--data", metavar="FILE", help="Examples to prune with.", rich_help_panel=options.DATA)
+    ],
+    eval: options.Eval = None,
+    task: Annotated[
+        options.TaskName | None,
+        typer.Option("--task", help="What the model does; found out by default.", rich_help_panel=options.DATA),
+    ] = None,
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    pair_column: options.PairColumn = None,
+    score_column: options.ScoreColumn = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", metavar="N", help="Cut texts after N tokens.", rich_help_panel=options.DATA),
+    ] = None,
+    max_drop: options.MaxDrop = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(
+            "--speedup",
+            metavar="TIMES",
+            help="The dial: so many times the texts per second.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--latency-ms",
+            metavar="MS",
+            help="The dial: milliseconds for one text, at the median.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes", metavar="N", help="Training time; 0 is training-free.", rich_help_panel=options.BUDGET
+        ),
+    ] = 20.0,
+    confidence: options.Confidence = 0.9,
+    target: Annotated[
+        options.TargetName,
+        typer.Option("--target", help="The runtime to be fast on.", rich_help_panel=options.TARGET),
+    ] = "onnxruntime",
+    uniform: Annotated[
+        bool,
+        typer.Option(
+            "--uniform",
+            help="The same widths in every layer: a checkpoint that stock AutoModel opens.",
+            rich_help_panel=options.TARGET,
+        ),
+    ] = False,
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="The folder of the bundle.", rich_help_panel=options.RUN)
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="These settings from a TOML file (max_drop = 0.01); options given here win.",
+            callback=options.read_config,
+            is_eager=True,
+            rich_help_panel=options.RUN,
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Find the fastest form of MODEL that is as good as you ask, and write it as a bundle with its proof."""
+    speedup, latency_ms = options.one_dial(context, speedup, latency_ms)
+    with shown(resumable=True) as progress:
+        from paredown import pipeline
+
+        bundle = pipeline.prune(
+            model,
+            data=data,
+            eval=eval,
+            out=out,
+            task=task,
+            text_column=text_column,
+            label_column=label_column,
+            pair_column=pair_column,
+            score_column=score_column,
+            max_drop=max_drop,
+            speedup=speedup,
+            latency_ms=latency_ms,
+            target=target,
+            uniform=uniform,
+            minutes=minutes,
+            confidence=confidence,
+            seed=seed,
+            threads=threads,
+            max_length=max_length,
+            progress=progress,
+        )
+    return _show_run(bundle.report(), json)
+
+
+@app.command()
+def validate(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A folder that prune wrote.")],
+    *,
+    eval: Annotated[
+        str, typer.Option("--eval", metavar="FILE", help="Examples to judge by.", rich_help_panel=options.DATA)
+    ],
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    pair_column: options.PairColumn = None,
+    score_column: options.ScoreColumn = None,
+    max_drop: options.MaxDrop = None,
+    confidence: options.Confidence = 0.9,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="MODEL",
+            help="The dense model; by default where it was when it was pruned.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Prove the claim of BUNDLE again on this machine: quality, speed, and parity of its files."""
+    with shown() as progress:
+        from paredown import pipeline
+
+        facts = pipeline.validate(
+            bundle,
+            eval=eval,
+            text_column=text_column,
+            label_column=label_column,
+            pair_column=pair_column,
+            score_column=score_column,
+            reference=reference,
+            threads=threads,
+            confidence=confidence,
+            max_drop=max_drop,
+            seed=seed,
+            progress=progress,
+        )
+    if not facts.get("accepted"):
+        raise GateFailed(str(facts.get("verdict") or f"{bundle} does not hold on this machine"), result=facts)
+    return _show_run(facts, json)
+
+
+@app.command()
+def bench(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model, or a bundle: what is compared against.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="A model, or a bundle.")],
+    *,
+    eval: options.Eval = None,
+    text_column: options.TextColumn = None,
+    target: Annotated[
+        options.TargetName | None,
+        typer.Option(
+            "--target", help="The runtime; by default what each was made for.", rich_help_panel=options.TARGET
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, metavar="N", help="Texts per batch.", rich_help_panel=options.RUN)
+    ] = 64,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> int:
+    """Time A and B side by side, in turn, with intervals."""
+    with shown() as progress:
+        from paredown import pipeline
+
+        facts = pipeline.bench(
+            a,
+            b,
+            eval=eval,
+            text_column=text_column,
+            target=target,
+            threads=threads,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    from paredown.report import terminal
+
+    table = terminal.bench_table(
+        facts["rows"], metric=facts.get("quality_metric"), against=facts.get("speedup_against") or a
+    )
+    return _output.finished(facts, table, as_json=json)
+
+
+@app.command("inspect")
+def inspect_(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A folder that prune wrote.")],
+    *,
+    json: options.Json = False,
+) -> int:
+    """Show what is inside BUNDLE: task, target, widths per layer, figures, files."""
+    with shown():
+        from paredown import bundle as bundles
+        from paredown.cli import _inspect
+
+        facts = _inspect.facts(bundles.load(bundle))
+    return _output.finished(facts, _inspect.tables(facts), as_json=json)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="The folder to work in.", rich_help_panel=options.RUN)
+    ] = "paredown-demo",
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes", metavar="N", help="Training time of the pruned model.", rich_help_panel=options.BUDGET
+        ),
+    ] = 1.0,
+    json: options.Json = False,
+) -> int:
+    """Run the whole job on a support desk made on the spot: under five minutes on two cores, without network."""
+    with shown(resumable=True) as progress:
+        from paredown import demo as desk
+
+        bundle = desk.run(out, minutes=minutes, progress=progress)
+    return _show_run(bundle.report(), json)
+
+
+def _show_run(facts: Mapping[str, Any], as_json: bool) -> int:
+    from paredown.report import terminal
+
+    return _output.finished(facts, terminal.summary(facts), as_json=as_json, folder=facts.get("bundle"))

@@ -1,0 +1,152 @@
+"""The options that several verbs share, and how their texts become values."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from paredown.errors import BadData, ParedownError
+
+DATA, BUDGET, TARGET, RUN = "Data", "Budget", "Target", "Run"  # the panels of --help
+
+TargetName = Literal["onnxruntime", "openvino", "torch"]
+TaskName = Literal["text-classification", "text-embedding"]
+
+BARE_BELOW = 0.1  # from here on a number without a percent sign could be meant in percent: 0.5, 1
+
+
+def share(text: str) -> float:
+    """The share that "1%" or "0.01" means. Anything that could be meant in two ways is refused.
+
+    Raises `typer.BadParameter`.
+    """
+    said = str(text).strip()
+    percent = said.endswith("%")
+    try:
+        number = float(said.removesuffix("%"))
+    except ValueError:
+        raise typer.BadParameter(f"{said!r} is not a share: write 1% or 0.01") from None
+    value = number / 100 if percent else number
+    if not math.isfinite(value) or value < 0 or (percent and value > 1):
+        raise typer.BadParameter(f"{said} is not a share between 0% and 100%: write 1% or 0.01")
+    if not percent and value >= BARE_BELOW:
+        raise typer.BadParameter(
+            f"{said} could mean {number:g}% or {number:.0%}: write {number:g}% or {number / 100:g}"
+        )
+    return value
+
+
+def read_config(context: typer.Context, path: str | None) -> str | None:
+    """Makes the fields of a TOML file the defaults of the command's options, so that options given win.
+
+    Raises `BadData` when the file cannot be read, or has a key that is no option. A value of the wrong kind is told by
+    typer, as if it had been given as an option.
+    """
+    if path is None or context.resilient_parsing:
+        return path
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadData(f"{path} is not there; --config names a TOML file of settings") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadData(f"{path} is not a TOML file: {error}") from error
+    fields = {p.name: p for p in context.command.params if p.name and p.name not in ("config", "json", "help")}
+    for key, value in table.items():
+        if key not in fields:
+            raise BadData(f"{path}: there is no setting {key!r}; there are {', '.join(fields)}")
+        # typer would take the text of a list, or of true, for the name of a file
+        if not isinstance(value, bool | int | float | str) or isinstance(value, bool) != _is_switch(fields[key]):
+            raise BadData(f"{path}: {key} cannot be {value!r}")
+    context.default_map = table
+    return path
+
+
+def _is_switch(parameter: object) -> bool:
+    return bool(getattr(parameter, "is_flag", False))
+
+
+def one_dial(
+    context: typer.Context, speedup: float | None, latency_ms: float | None
+) -> tuple[float | None, float | None]:
+    """`speedup` and `latency_ms` with at most one of them set; one given as an option replaces one of --config's.
+
+    Raises `ParedownError` when both come from the same place.
+    """
+    if speedup is None or latency_ms is None:
+        return speedup, latency_ms
+    given = [_is_option(context, name) for name in ("speedup", "latency_ms")]
+    if given[0] == given[1]:
+        raise ParedownError("there is one dial: give --speedup or --latency-ms, not both")
+    return (speedup, None) if given[0] else (None, latency_ms)
+
+
+def _is_option(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+Eval = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="FILE",
+        help="Held-out examples; without it a part of --data is set aside.",
+        rich_help_panel=DATA,
+    ),
+]
+TextColumn = Annotated[
+    str | None, typer.Option("--text-column", metavar="NAME", help="The column of the texts.", rich_help_panel=DATA)
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", metavar="NAME", help="The column of the labels.", rich_help_panel=DATA)
+]
+PairColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--pair-column", metavar="NAME", help="The column of each text's second sentence.", rich_help_panel=DATA
+    ),
+]
+ScoreColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--score-column",
+        metavar="NAME",
+        help="The column of how similar the two are, in figures.",
+        rich_help_panel=DATA,
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="SHARE",
+        parser=share,
+        help="The quality that may be lost, 1% or 0.01. The default dial, at 1%; a gate beside the other two.",
+        rich_help_panel=BUDGET,
+    ),
+]
+Confidence = Annotated[
+    float,
+    typer.Option(
+        "--confidence",
+        min=0.5,
+        max=1,
+        metavar="SHARE",
+        help="How sure the gate has to be that the drop is within bounds.",
+        rich_help_panel=BUDGET,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, metavar="N", help="Threads to run with; every core by default.", rich_help_panel=RUN
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="For splits and sampling.", rich_help_panel=RUN)]
+Json = Annotated[
+    bool, typer.Option("--json", help="The result as one JSON object, the last line of stdout.", rich_help_panel=RUN)
+]

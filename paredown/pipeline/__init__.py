@@ -1,0 +1,51 @@
+"""The whole job in one call: the only folder that knows the order of the stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paredown.bundle import Bundle
+from paredown.pipeline._run import run
+from paredown.pipeline._settings import Progress, Settings, Silent
+from paredown.pipeline._validate import bench, validate
+
+__all__ = ["Progress", "Settings", "bench", "prune", "run", "validate"]
+
+
+def prune(
+    model: str,
+    *,
+    data: str,
+    eval: str | None = None,
+    out: str,
+    task: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    pair_column: str | None = None,
+    score_column: str | None = None,
+    max_drop: float | None = None,
+    speedup: float | None = None,
+    latency_ms: float | None = None,
+    target: str = "onnxruntime",
+    uniform: bool = False,
+    minutes: float = 20.0,
+    confidence: float = 0.9,
+    seed: int = 0,
+    threads: int | None = None,
+    max_length: int | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """A smaller, faster, proven model as a bundle at `out`; `.report()` gives the facts.
+
+    Scores, plans to a measured time, cuts, re-fits, distils for `minutes` in total, and takes the fastest candidate,
+    the boring ones included, whose drop on the guardrail texts is within `max_drop` (0.01 unless another dial is set)
+    at `confidence`. `speedup` is against the fastest dense fp32 alternative; `latency_ms` is the median of one text.
+
+    Raises GateFailed when no candidate passed (the closest is at `out`, marked as not accepted), InfeasibleBudget
+    with the closest reachable speed, UnsupportedModel and BadData before any long work. A run that was stopped goes on
+    where it was when called again with the same arguments.
+    """
+    arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "progress"}
+    for name in ("model", "data", "eval", "out"):  # paths are welcome too
+        arguments[name] = None if arguments[name] is None else str(arguments[name])
+    return run(Settings(**arguments), progress or Silent())

@@ -1,0 +1,169 @@
+"""Everything that might be the answer, the boring things included: files made, answers given, times taken."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paredown import registry
+from paredown.encoder import Encoder
+from paredown.pipeline import _loaders
+from paredown.pipeline._prepare import Prepared, outputs_of
+from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._students import Student
+from paredown.pipeline._work import Work
+from paredown.quantization import int8
+from paredown.surgery import parameters
+from paredown.targets import export_stock
+from paredown.targets import onnxruntime as ort
+from paredown.tasks import Tokens, fit_tfidf, run_batches
+from paredown.types import Array, Plan
+from paredown.validation.machine import cores
+from paredown.validation.timing import Alternative
+
+BASELINE = "dense"  # the kind of the fp32 alternatives that speed-ups are measured against
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One possible answer. `eligible` ones run on the target asked for and are not merely a baseline or a control.
+
+    `kind`: dense, folded, dense-int8, pruned, pruned-int8, layer-drop, layer-drop-int8, tfidf.
+    """
+
+    name: str
+    kind: str
+    target: str
+    precision: str
+    alternative: Alternative | None
+    plan: Plan | None = None
+    model: Any = None
+    file: Path | None = None
+    parameters: int | None = None
+    eligible: bool = False
+    note: str = ""
+    predictor: Any = field(default=None, compare=False)  # a control that takes texts, not tokens
+
+    def outputs(self, prepared: Prepared, tokens: Tokens, texts: Sequence[str], threads: int | None) -> Array:
+        """What it answers to every text [N, ...], in the precision and on the engine it would be served with."""
+        if self.predictor is not None:
+            return np.asarray(self.predictor.predict_logits(texts))
+        if self.alternative is None or self.target == "torch":
+            return outputs_of(Encoder(self.model, prepared.anatomy.layout), tokens)
+        runner = registry.find("targets", self.target).load(Path(self.alternative.path), threads=threads or cores())
+        name = prepared.encoder.output_name
+        try:
+            return run_batches(lambda arrays: runner.run(arrays)[name], tokens)
+        finally:
+            runner.close()
+
+
+def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progress: Progress) -> list[Candidate]:
+    """The dense model on every runtime as anybody would export it, its int8 form, and its exact folds."""
+    progress.stage("Exporting the dense model")
+    loaded = prepared.loaded
+    size = parameters(loaded.model)
+    stock = work.file("dense-stock.onnx", lambda path: export_stock(prepared.encoder, path))
+    folded = work.file("dense.onnx", lambda path: ort.export(prepared.encoder, path))
+    quantized = work.file("dense-int8.onnx", lambda path: int8.quantize(folded, path))
+    identity = Plan(prepared.anatomy.fingerprint, prepared.anatomy.identity(), source="nothing cut")
+    about: dict[str, Any] = {"plan": identity, "model": prepared.model, "parameters": size}
+    found = [
+        _dense("torch", Alternative("torch dense", _loaders.STOCK, loaded.source, {"task": loaded.task}), about),
+        _dense("onnxruntime", Alternative("onnxruntime dense", _loaders.ONNX, str(stock)), about),
+    ]
+    if has_openvino():
+        found.append(_dense("openvino", Alternative("openvino dense", _loaders.OPENVINO, str(stock)), about))
+    found.append(
+        _on_target(
+            Candidate(
+                "dense, exact folds", "folded", settings.target, "fp32", None, **about, file=folded, eligible=True
+            ),
+            settings,
+            loaded,
+            None,
+        )
+    )
+    found.append(
+        Candidate(
+            "dense int8",
+            "dense-int8",
+            "onnxruntime",
+            "int8",
+            Alternative("dense int8", _loaders.ONNX, str(quantized)),
+            **about,
+            file=quantized,
+            eligible=settings.target == "onnxruntime",
+        )
+    )
+    return found
+
+
+def student_candidates(
+    student: Student, prepared: Prepared, settings: Settings, work: Work, progress: Progress
+) -> list[Candidate]:
+    """A student on the target in fp32, and as ONNX Runtime int8."""
+    progress.stage(f"Exporting {student.name}")
+    encoder = Encoder(student.model, prepared.anatomy.layout)
+    stem = student.name.replace(" ", "-").replace(",", "")
+    onnx = work.file(f"{stem}.onnx", lambda path: ort.export(encoder, path))
+    quantized = work.file(f"{stem}-int8.onnx", lambda path: int8.quantize(onnx, path))
+    weights = work.path(f"{stem}-weights.safetensors")
+    work.tensors(f"{stem}-weights", lambda: _loaders.state_of(student.model))
+    about: dict[str, Any] = {
+        "plan": student.plan,
+        "model": student.model,
+        "parameters": parameters(student.model),
+        "note": student.note,
+    }
+    plain = Candidate(student.name, student.kind, settings.target, "fp32", None, file=onnx, eligible=True, **about)
+    small = Candidate(
+        f"{student.name} int8",
+        f"{student.kind}-int8",
+        "onnxruntime",
+        "int8",
+        Alternative(f"{student.name} int8", _loaders.ONNX, str(quantized)),
+        file=quantized,
+        eligible=settings.target == "onnxruntime" and not settings.uniform,
+        **about,
+    )
+    return [_on_target(plain, settings, prepared.loaded, weights), small]
+
+
+def control(prepared: Prepared, settings: Settings, progress: Progress) -> list[Candidate]:
+    """TF-IDF with logistic regression, where there are labels to fit it to."""
+    data = prepared.splits.calibration
+    if not prepared.classifies or data.labels is None or len(np.unique(data.labels)) < 2:
+        return []
+    progress.stage("Fitting the TF-IDF control")
+    fitted = fit_tfidf(data, num_classes=prepared.model.config.num_labels)
+    note = "a control: not a candidate for the bundle"
+    return [
+        Candidate("TF-IDF + logistic regression", "tfidf", "scikit-learn", "fp64", None, note=note, predictor=fitted)
+    ]
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed: it is an extra, and the comparison goes on without it."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _dense(target: str, alternative: Alternative, about: Mapping[str, Any]) -> Candidate:
+    return Candidate(alternative.name, BASELINE, target, "fp32", alternative, **about)
+
+
+def _on_target(candidate: Candidate, settings: Settings, loaded: Any, weights: Path | None) -> Candidate:
+    """The candidate with what a worker needs to run it on the target asked for."""
+    if settings.target == "torch":
+        assert candidate.plan is not None
+        options: dict[str, Any] = {"plan": candidate.plan.to_json(), "task": loaded.task}
+        if weights is not None:
+            options["weights"] = str(weights)
+        return replace(candidate, alternative=Alternative(candidate.name, _loaders.CUT, loaded.source, options))
+    loader = _loaders.ONNX if settings.target == "onnxruntime" else _loaders.OPENVINO
+    return replace(candidate, alternative=Alternative(candidate.name, loader, str(candidate.file)))

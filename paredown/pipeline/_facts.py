@@ -1,0 +1,245 @@
+"""The facts of a run: what the report shows, `--json` prints, and the bundle keeps as its evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from paredown import __version__
+from paredown import bundle as bundles
+from paredown.bundle import Bundle
+from paredown.encoder import Encoder
+from paredown.pipeline._candidates import Candidate
+from paredown.pipeline._gate import Judged, as_row
+from paredown.pipeline._latency import widths_of
+from paredown.pipeline._prepare import Prepared, outputs_of
+from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._students import Student
+from paredown.pipeline._work import Work
+from paredown.report import html
+from paredown.targets import huggingface
+from paredown.targets import openvino as ov
+from paredown.tasks import Tokens, run_batches
+from paredown.types import Array, canonical_json
+from paredown.validation import parity
+from paredown.validation.machine import card
+from paredown.validation.quality import paired_drop
+from paredown.validation.timing import Alternative, latency_ratio, measure, ratio
+
+GRID = tuple((batch, length) for batch in (1, 8, 32) for length in (16, 64, 128))
+PARITY = 1e-4  # largest difference of an fp32 file from torch, at batch 1, 7 and 64
+
+
+def gather(
+    settings: Settings,
+    prepared: Prepared,
+    judged: Sequence[Judged],
+    shown: Judged,
+    baseline: Judged,
+    students: Sequence[Student],
+    progress: Progress,
+    *,
+    accepted: bool,
+    minutes: float,
+) -> dict[str, Any]:
+    """Everything known about `shown`, the candidate chosen or, if none was, the closest. Opens the test split, once."""
+    progress.stage("Opening the test split")
+    task, data = prepared.task, prepared.splits.test
+    texts = task.all_texts(data)
+    dense = outputs_of(prepared.encoder, prepared.test)
+    small = shown.candidate.outputs(prepared, prepared.test, texts, settings.threads)
+    drop = paired_drop(task, dense, small, data, confidence=settings.confidence, seed=settings.seed)
+    assert baseline.timing is not None and shown.timing is not None
+    machine = card()
+    found = {
+        "accepted": accepted,
+        "task": task.NAME,
+        "model": settings.model,
+        "family": prepared.anatomy.family,
+        "target": settings.target,
+        "precision": shown.candidate.precision,
+        "candidate": shown.candidate.name,
+        "objective": settings.objective(),
+        "confidence": settings.confidence,
+        "quality_metric": drop.metric,
+        "quality_dense": drop.dense,
+        "quality_pruned": drop.pruned,
+        "metrics_dense": task.metrics(dense, data, dense),
+        "metrics_pruned": task.metrics(small, data, dense),
+        "drop": drop.interval,
+        "speedup": ratio(baseline.timing, shown.timing),
+        "speedup_against": f"{baseline.candidate.target} fp32 dense",
+        "latency_ms_p50": {"dense": baseline.timing.latency_ms_p50, "pruned": shown.timing.latency_ms_p50},
+        "latency_speedup": latency_ratio(baseline.timing, shown.timing),
+        "texts_per_second": {
+            "dense": baseline.timing.texts_per_second,
+            "pruned": shown.timing.texts_per_second,
+        },
+        "parameters_dense": next(j.candidate.parameters for j in judged if j.candidate is baseline.candidate),
+        "parameters_pruned": shown.candidate.parameters,
+        "minutes": minutes,
+        "bundle": settings.out,
+        "plan_id": shown.candidate.plan.id if shown.candidate.plan else None,
+        "candidates": [dict(as_row(j, baseline.timing)) | {"chosen": j is shown} for j in judged],
+        "anatomy": _anatomy(prepared),
+        "kept": _kept(shown.candidate),
+        "timings": _grid(prepared, settings, baseline.candidate, shown.candidate, progress),
+        "lengths": _lengths(prepared.guardrail),
+        "prediction": [one for student in students for one in student.predictions],
+        "recovery": [one for student in students for one in student.recovery],
+        "parity": _parity(prepared, shown.candidate, settings),
+        "machine": machine,
+        "data": {
+            "calibration": len(prepared.splits.calibration),
+            "guardrail": len(prepared.splits.guardrail),
+            "test": len(data),
+            "truncated": sum(t.truncated for t in (prepared.calibration, prepared.guardrail, prepared.test)),
+            "notes": list(prepared.notes),
+        },
+        "folds": list(prepared.folds),
+        "command": settings.command(),
+        "versions": {"paredown": __version__, **machine["libraries"]},
+    }
+    found["verdict"] = _verdict(found, shown, judged, settings)
+    plain: dict[str, Any] = json.loads(canonical_json(found).replace("NaN", "null"))
+    return plain
+
+
+def write_bundle(
+    settings: Settings, prepared: Prepared, work: Work, best: Candidate, facts: Mapping[str, Any]
+) -> Bundle:
+    """The bundle of the candidate with its files and its report, at the folder the settings name."""
+    assert best.plan is not None and best.file is not None
+    files = {"report.html": html.write(facts, work.path("report.html"))}
+    if best.precision == "int8":
+        plain = work.path(best.file.name.replace("-int8.onnx", ".onnx"))
+        files |= {"model-int8.onnx": best.file, "model.onnx": plain}
+    else:
+        files["model.onnx"] = best.file
+    xml = ov.export(files["model.onnx"], work.path("model.xml"))
+    files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
+    if settings.uniform and huggingface.expressible(prepared.anatomy, best.plan) is None:
+        folder = work.path("huggingface")
+        if not folder.exists():
+            huggingface.export(best.model, prepared.loaded.tokenizer, folder, anatomy=prepared.anatomy, plan=best.plan)
+        files |= {f"huggingface/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()}
+    length = min(prepared.loaded.max_length, settings.max_length or prepared.loaded.max_length)
+    return bundles.save(
+        settings.out,
+        model=best.model,
+        anatomy=prepared.anatomy,
+        plan=best.plan,
+        loaded=replace(prepared.loaded, max_length=length),
+        target=best.target,
+        precision=best.precision,
+        accepted=bool(facts["accepted"]),
+        folds=prepared.folds,
+        files=files,
+        report=facts,
+    )
+
+
+def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], settings: Settings) -> str:
+    speed, drop = found["speedup"], found["drop"]
+    unit = 100 if found["quality_metric"] in ("accuracy", "macro_f1") else 1
+    words = "points of accuracy" if unit == 100 else f"of {found['quality_metric']}"
+    figures = (
+        f"{speed.value:.2f} times the texts per second of {found['speedup_against']}, "
+        f"{drop.value * unit:.2f} {words} lost on the test split"
+    )
+    if not found["accepted"]:
+        bound = f", bound {shown.drop.bound * unit:.2f}" if shown.drop else ""
+        gate = f" above the permitted {settings.gate * unit:g}" if settings.gate is not None and bound else ""
+        return f"No candidate passed. The closest is {shown.candidate.name}{bound}{gate}: {figures}."
+    kind = shown.candidate.kind
+    advice = {
+        "folded": "Do not prune: use the dense model with its exact folds",
+        "dense-int8": "Do not prune: use the dense model in int8",
+    }.get(kind, f"Use {shown.candidate.name}")
+    cheaper = [j for j in judged if j.candidate.kind == "tfidf" and j.passed]
+    aside = " TF-IDF with logistic regression passes the same gate: consider it first." if cheaper else ""
+    return f"{advice}: {figures}.{aside}"
+
+
+def _anatomy(prepared: Prepared) -> dict[str, int]:
+    groups = prepared.anatomy.groups
+    return {
+        "layers": prepared.anatomy.group("layers").units,
+        "heads": max(g.units for g in groups if g.kind == "head"),
+        "neurons": max(g.units for g in groups if g.kind == "neuron"),
+    }
+
+
+def _kept(candidate: Candidate) -> list[dict[str, Any]]:
+    plan = candidate.plan
+    if plan is None:
+        return []
+    return [
+        {"layer": i, "heads": plan.keep[f"layer.{i}.heads"], "neurons": neurons}
+        for i, (_, neurons) in zip(plan.keep["layers"], widths_of(plan), strict=True)
+    ]
+
+
+def _lengths(tokens: Tokens) -> dict[str, Any]:
+    counts, edges = np.histogram(tokens.lengths, bins=min(24, max(4, int(tokens.lengths.max()) // 4)))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _grid(
+    prepared: Prepared, settings: Settings, dense: Candidate, small: Candidate, progress: Progress
+) -> list[dict[str, Any]]:
+    """Milliseconds of one batch by batch size and length, dense and pruned interleaved."""
+    if dense.alternative is None or small.alternative is None:
+        return []
+    longest = prepared.loaded.max_length
+    grid = [(batch, length) for batch, length in GRID if length <= longest]
+    names = prepared.encoder.input_names
+    batches = [_filled(batch, length, names) for batch, length in grid]
+    progress.stage("Timing by length and batch")
+    pair = [Alternative("dense", dense.alternative.loader, dense.alternative.path, dense.alternative.options)]
+    pair.append(Alternative("pruned", small.alternative.loader, small.alternative.path, small.alternative.options))
+    # as "singles" every batch keeps a time of its own
+    found = measure(pair, batches[:1], singles=batches, rounds=7, threads=settings.threads, seconds=30)
+    rows = []
+    for i, (batch, length) in enumerate(grid):
+        ms = {name: float(np.median(found[name].single_ms[:, i])) for name in ("dense", "pruned")}
+        rows.append({"batch": batch, "length": length, "dense_ms": ms["dense"], "pruned_ms": ms["pruned"]})
+    return rows
+
+
+def _filled(batch: int, length: int, names: Sequence[str]) -> dict[str, Array]:
+    ids = np.random.default_rng(0).integers(5, 100, (batch, length))
+    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {name: arrays[name] for name in names}
+
+
+def _parity(prepared: Prepared, candidate: Candidate, settings: Settings) -> float | None:
+    """Largest difference of the fp32 ONNX file from torch; None for int8, which is another function by design."""
+    if candidate.precision != "fp32" or candidate.file is None:
+        return None
+    from paredown.targets import onnxruntime as ort
+    from paredown.targets.torch import load_encoder
+
+    encoder = Encoder(candidate.model, prepared.anatomy.layout)
+    threads = settings.threads or card()["cores"]
+    onnx, plain = ort.load(candidate.file, threads=threads), load_encoder(encoder, threads=threads)
+    name = encoder.output_name
+    try:
+        return parity.check(
+            lambda arrays: onnx.run(arrays)[name],
+            lambda arrays: plain.run(arrays)[name],
+            input_names=encoder.input_names,
+            vocabulary=prepared.model.config.vocab_size,
+            tolerance=PARITY,
+        )
+    finally:
+        onnx.close()
+
+
+def evaluate(run: Any, tokens: Tokens) -> Array:
+    """Outputs [N, ...] of a runner's one output over all texts."""
+    return run_batches(lambda arrays: next(iter(run(arrays).values())), tokens)

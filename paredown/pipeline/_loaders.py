@@ -1,0 +1,56 @@
+"""Runners for worker processes: named in `Alternative.loader`, called with a path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paredown.types import Plan, Runner
+
+ONNX = "paredown.targets.onnxruntime:load"
+OPENVINO = "paredown.targets.openvino:load"
+STOCK = "paredown.pipeline._loaders:stock_torch"
+CUT = "paredown.pipeline._loaders:cut_torch"
+TORCH = "paredown.bundle:torch_runner"
+
+
+def stock_torch(path: str, *, threads: int, task: str | None = None) -> Runner:
+    """The dense model's own forward pass on torch."""
+    from paredown.encoder import Encoder
+    from paredown.models import load_model
+    from paredown.pipeline._prepare import describe_loaded
+    from paredown.targets import stock_runner
+
+    loaded = load_model(path, task=task)
+    if loaded.model._supports_sdpa:  # the attention that transformers itself would take
+        loaded.model.set_attn_implementation("sdpa")
+    return stock_runner(Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout), threads=threads)
+
+
+def cut_torch(path: str, *, threads: int, plan: str, task: str | None = None, weights: str | None = None) -> Runner:
+    """The dense model at `path`, folded and cut by a plan (as JSON), on torch; with other weights if given."""
+    from safetensors.torch import load_file
+
+    from paredown.encoder import Encoder
+    from paredown.models import load_model
+    from paredown.pipeline._prepare import describe_loaded
+    from paredown.surgery import cut, fold
+    from paredown.targets.torch import load_encoder
+
+    loaded = load_model(path, task=task)
+    model, _ = fold(loaded.model, describe_loaded(loaded, loaded.model))
+    anatomy = describe_loaded(loaded, model)
+    small = cut(model, anatomy, Plan.from_json(plan))
+    if weights is not None:
+        load_state(small, load_file(weights))
+    return load_encoder(Encoder(small, anatomy.layout), threads=threads)
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """A model's tensors by name, each its own copy, as safetensors wants them."""
+    return {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+
+
+def load_state(model: Any, state: Mapping[str, Any]) -> None:
+    """Puts the tensors back; every one must be there."""
+    model.load_state_dict(state, strict=True)

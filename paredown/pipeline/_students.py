@@ -1,0 +1,245 @@
+"""Smaller models for a time: which layers and widths, cut, re-fitted, distilled.
+
+Legend: L layers, U units of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paredown import planning
+from paredown.errors import InfeasibleBudget
+from paredown.importance import score
+from paredown.pipeline._latency import Stopwatch, widths_of
+from paredown.pipeline._loaders import load_state, state_of
+from paredown.pipeline._prepare import Prepared, calibration_batches
+from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._work import Work
+from paredown.planning import LatencyTable
+from paredown.recovery import distill, reconstruct
+from paredown.surgery import cut
+from paredown.tasks import Tokens, augment, tokenize
+from paredown.types import Budget, Limits, Plan, Scores
+
+SCORED_TOKENS = 40_000  # rows for the 1536 inputs of a small FFN twenty-five times over
+AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
+ROUNDS = 4  # of solving again
+MOSTLY_KEPT = 0.6  # of the parameters of its layers: a student keeps as many layers as leave it that
+EXTRA_TEXTS = 1.0  # made-up texts per real one to distil on
+TEACHING_SHARE = 0.1  # of the minutes at most go into the teacher's outputs on made-up texts
+
+
+@dataclass(frozen=True)
+class Student:
+    """A smaller model, how it came about, and what was predicted and measured of its time (in dense = 1)."""
+
+    name: str
+    kind: str  # "pruned" | "layer-drop"
+    plan: Plan
+    model: Any
+    note: str = ""
+    predictions: tuple[dict[str, Any], ...] = ()
+    recovery: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass
+class Workshop:
+    """What all students of a run share: the dense model, its scores, the latency table, the teacher's outputs."""
+
+    prepared: Prepared
+    settings: Settings
+    work: Work
+    watch: Stopwatch
+    progress: Progress
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        self.batches = calibration_batches(self.prepared.calibration, most_tokens=SCORED_TOKENS)
+        self.table: LatencyTable = self.watch.table(self.progress)
+        self.scores = self._scores()
+
+    def _scores(self) -> Scores:
+        anatomy = self.prepared.anatomy
+
+        def compute() -> dict[str, Tensor]:
+            self.progress.stage("Scoring heads and neurons")
+            found = score(self.prepared.model, anatomy, self.batches, "obs", seed=self.settings.seed)
+            return {name: torch.from_numpy(np.asarray(value)) for name, value in found.values.items()}
+
+        stored = self.work.tensors("scores", compute)
+        return Scores("obs", {name: value.numpy() for name, value in stored.items()})
+
+    # ------------------------------------------------------------------------------------------------- plans
+
+    def plan(self, name: str, seconds: float, *, depth: int | None = None) -> tuple[Plan, tuple[dict[str, Any], ...]]:
+        """The plan that takes at most `seconds` as measured: solved, timed, and solved again until both agree.
+
+        With `depth` that many layers stay, spread evenly; otherwise as many as leave them most of their widths.
+        Raises InfeasibleBudget with the fewest seconds that can be reached.
+        """
+        stored = self.work.json(f"plan-{name}", lambda: self._solve(name, seconds, depth))
+        return Plan.from_json(stored["plan"]), tuple(stored["predictions"])
+
+    def _solve(self, name: str, seconds: float, depth: int | None) -> dict[str, Any]:
+        predictions: list[dict[str, Any]] = []
+        table, best = self.table, None
+        self.progress.stage(f"Planning {name}", ROUNDS)
+        for turn in range(1, ROUNDS + 1):
+            plan = self._best_depth(table, seconds) if depth is None else self._at_depth(table, seconds, depth)
+            widths = widths_of(plan)
+            predicted = table.predict(widths)
+            measured = self.watch.time([widths])[widths]
+            predictions.append(
+                {
+                    "round": turn,
+                    "what": name,
+                    "predicted_ms": predicted * self._milliseconds,
+                    "measured_ms": measured * self._milliseconds,
+                }
+            )
+            self.progress.advance()
+            if measured <= seconds * (1 + AGREEMENT) and (best is None or measured > best[0]):
+                best = (measured, plan)
+            if abs(measured - predicted) <= AGREEMENT * measured and measured <= seconds * (1 + AGREEMENT):
+                break
+            table = replace(table, scale=table.scale * measured / predicted)
+        return {"plan": (best[1] if best else plan).to_json(), "predictions": predictions}
+
+    @property
+    def _milliseconds(self) -> float:
+        return 1000.0 if self.watch.metric == "offline" else 1.0
+
+    def _best_depth(self, table: LatencyTable, seconds: float) -> Plan:
+        """The deepest plan that still keeps most of its layers' parameters; else the one that keeps most."""
+        best: tuple[float, Plan] | None = None
+        total = self.prepared.anatomy.group("layers").units
+        closest = InfeasibleBudget("", closest=float("inf"))
+        for depth in range(total, 0, -1):
+            try:
+                plan = self._at_depth(table, seconds, depth)
+            except InfeasibleBudget as error:
+                closest = error if error.closest < closest.closest else closest
+                continue
+            share = self._share(plan)
+            if share >= MOSTLY_KEPT:
+                return plan
+            if best is None or share > best[0]:
+                best = (share, plan)
+        if best is None:
+            raise closest
+        return best[1]
+
+    def _at_depth(self, table: LatencyTable, seconds: float, depth: int) -> Plan:
+        anatomy = self.prepared.anatomy
+        layers = spread(anatomy.group("layers").units, depth)
+        groups = tuple(g for g in anatomy.groups if g.kind != "layer" and g.layer in layers)
+        part = replace(anatomy, groups=groups)
+        costs = planning.latency_costs(part, table)
+        budget = Budget("latency", min(1.0, seconds / costs.dense))
+        found = planning.plan(part, self.scores, budget, self.limits, costs=costs)
+        keep = {**anatomy.identity(), **found.keep, "layers": layers}
+        return Plan(anatomy.fingerprint, keep, source=f"layers {list(layers)}, {found.source}")
+
+    def _share(self, plan: Plan) -> float:
+        """Of the parameters of the layers that stay, the share that stays."""
+        costs = planning.arithmetic(self.prepared.anatomy, "params").group
+        names = [name for i in plan.keep["layers"] for name in (f"layer.{i}.heads", f"layer.{i}.neurons")]
+        return float(sum(costs[n][len(plan.keep[n])] for n in names) / sum(costs[n][-1] for n in names))
+
+    # ----------------------------------------------------------------------------------------------- students
+
+    def refit(self, name: str, plan: Plan, **about: Any) -> Student:
+        """Cut and closed-form recovery: a student without any training."""
+        prepared = self.prepared
+        small = cut(prepared.model, prepared.anatomy, plan)
+
+        def compute() -> dict[str, Tensor]:
+            self.progress.stage(f"Re-fitting {name}", prepared.anatomy.group("layers").units)
+            fitted = reconstruct.recover(
+                small,
+                teacher=prepared.model,
+                anatomy=prepared.anatomy,
+                plan=plan,
+                batches=self.batches,
+                progress=self.progress.advance,
+            )
+            return state_of(fitted)
+
+        load_state(small, self.work.tensors(f"refit-{name}", compute))
+        return Student(name, "pruned", plan, small, **about)
+
+    def distilled(self, student: Student, minutes: float) -> Student:
+        """The student after so many minutes of learning the dense model's outputs; goes on where it was stopped."""
+        wanted, extra, extra_wanted = self._lessons()
+        name = student.name
+        self.progress.stage(f"Distilling {name}", minutes * 60)
+        spent = 0.0
+
+        def report(at: distill.Progress) -> None:
+            nonlocal spent
+            self.progress.advance(at.seconds - spent, f"divergence {at.distance:.4f}, best {at.best:.4f}")
+            spent = at.seconds
+
+        model, history = distill.recover(
+            student.model,
+            layout=self.prepared.anatomy.layout,
+            tokens=self.prepared.calibration,
+            wanted=wanted,
+            extra_tokens=extra,
+            extra_wanted=extra_wanted,
+            minutes=minutes,
+            checkpoint=self.work.path(f"distill-{name}.safetensors"),
+            seed=self.settings.seed,
+            report=report,
+        )
+        curve = tuple(
+            {"candidate": name, "step": at.step, "minutes": at.seconds / 60, "distance": at.distance} for at in history
+        )
+        return replace(student, model=model, recovery=student.recovery + curve)
+
+    def _lessons(self) -> tuple[Tensor, Tokens | None, Tensor | None]:
+        """The teacher's outputs on the calibration texts, and made-up texts with its outputs on them."""
+        prepared = self.prepared
+        encoder, tokens = prepared.encoder, prepared.calibration
+
+        def real() -> dict[str, Tensor]:
+            self.progress.stage("Asking the dense model", len(tokens))
+            return {"wanted": distill.teach(encoder, tokens, progress=self.progress.advance)}
+
+        wanted = self.work.tensors("taught", real)["wanted"]
+        count = int(EXTRA_TEXTS * len(tokens))
+        texts = augment(prepared.task.all_texts(prepared.splits.calibration), count, seed=self.settings.seed)
+        length = int(tokens.lengths.max())
+        extra = tokenize(prepared.loaded.tokenizer, texts, max_length=max(length, 4), input_names=tokens.input_names)
+
+        def made_up() -> dict[str, Tensor]:
+            self.progress.stage("Asking it about made-up texts", len(extra))
+            budget = TEACHING_SHARE * self.settings.minutes * 60
+            return {"wanted": distill.teach(encoder, extra, seconds=budget, progress=self.progress.advance)}
+
+        taught = self.work.tensors("taught-extra", made_up)["wanted"]
+        if not len(taught):
+            return wanted, None, None
+        return wanted, Tokens(extra.ids[: len(taught)], extra.pad_id, extra.input_names, 0), taught
+
+
+def spread(total: int, depth: int) -> tuple[int, ...]:
+    """`depth` of `total` layers, first and last among them, evenly spread (DistilBERT's choice, arXiv:1910.01108).
+
+    A single one is the last: it was trained to stand before the head.
+    """
+    if depth == 1:
+        return (total - 1,)
+    return tuple(int(i) for i in np.round(np.linspace(0, total - 1, depth)))
+
+
+def drop_layers(prepared: Prepared, layers: Sequence[int]) -> Plan:
+    """What anybody can script: some layers stay as they are, the others go."""
+    keep = {**prepared.anatomy.identity(), "layers": tuple(layers)}
+    return Plan(prepared.anatomy.fingerprint, keep, source=f"layers {list(layers)} as they are")

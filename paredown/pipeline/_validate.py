@@ -1,0 +1,281 @@
+"""Proving a bundle again on this machine, and timing any two models side by side."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from paredown import bundle as bundles
+from paredown.bundle import Bundle
+from paredown.encoder import Encoder
+from paredown.errors import BadData, ParedownError
+from paredown.models import LoadedModel, load_model
+from paredown.pipeline import _loaders
+from paredown.pipeline._candidates import has_openvino
+from paredown.pipeline._facts import PARITY, evaluate
+from paredown.pipeline._prepare import describe_loaded, load_data, outputs_of, task_of, timing_batches
+from paredown.pipeline._settings import Progress, Silent
+from paredown.targets import export_stock
+from paredown.tasks import TextData, Tokens, tokenize
+from paredown.types import canonical_json
+from paredown.validation import parity
+from paredown.validation.machine import card, cores
+from paredown.validation.quality import paired_drop, passes
+from paredown.validation.timing import Alternative, latency_ratio, measure, ratio
+
+ROUNDS = 9
+
+
+def validate(
+    bundle: str,
+    *,
+    eval: str,
+    reference: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    pair_column: str | None = None,
+    score_column: str | None = None,
+    max_drop: float | None = None,
+    confidence: float = 0.9,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What the bundle claims, measured again here: quality on `eval` against the dense model, speed, and parity.
+
+    `accepted` says whether the drop's one-sided bound is within `max_drop` (by default the bundle's own) and, for a
+    bundle that was made for a speed, whether that speed is reached. The dense model is `reference`, or the one that
+    the bundle's report names.
+    """
+    progress = progress or Silent()
+    progress.stage("Opening the bundle")
+    opened = bundles.load(Path(bundle))
+    claim = opened.report()
+    source = reference or claim["model"]
+    try:
+        loaded = load_model(source, task=opened.manifest["task"])
+    except ParedownError as error:
+        raise type(error)(f"The dense model is needed to compare with: {error} Name it with --reference.") from error
+    columns = SimpleNamespace(
+        text_column=text_column, label_column=label_column, pair_column=pair_column, score_column=score_column
+    )
+    data = load_data(eval, loaded, columns, evaluation=True)
+    task = task_of(loaded.task)
+    encoder = Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout)
+    tokens = _tokens(loaded, data, encoder, opened.manifest["max_length"])
+    progress.stage("Comparing answers")
+    dense = outputs_of(encoder, tokens)
+    runner = opened.runner(threads=threads)
+    try:
+        small = evaluate(runner.run, tokens)
+    finally:
+        runner.close()
+    drop = paired_drop(task, dense, small, data, confidence=confidence, seed=seed)
+    difference = _parity(opened, encoder, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        progress.stage("Timing, interleaved", ROUNDS)
+        timed = _timed(loaded, encoder, source, Path(folder), [_served(opened, bundle)], tokens, threads, progress)
+    fastest = min((n for n in timed if n != bundle), key=lambda n: float(timed[n].offline_seconds.mean()))
+    speed = ratio(timed[fastest], timed[bundle])
+    objective = claim["objective"]
+    gate = max_drop if max_drop is not None else objective["max_drop"]
+    reached = objective["dial"] != "speedup" or speed.high >= 0.95 * objective["value"]
+    within = gate is None or passes(drop, gate)
+    facts = {
+        "accepted": bool(within and reached and opened.manifest["accepted"]),
+        "bundle": bundle,
+        "task": task.NAME,
+        "target": opened.manifest["target"],
+        "precision": opened.manifest["precision"],
+        "quality_metric": drop.metric,
+        "quality_dense": drop.dense,
+        "quality_pruned": drop.pruned,
+        "metrics_dense": task.metrics(dense, data, dense),
+        "metrics_pruned": task.metrics(small, data, dense),
+        "drop": drop.interval,
+        "bound": drop.bound,
+        "max_drop": gate,
+        "speedup": speed,
+        "speedup_against": f"{fastest} fp32",
+        "latency_speedup": latency_ratio(timed[fastest], timed[bundle]),
+        "latency_ms_p50": {"dense": timed[fastest].latency_ms_p50, "pruned": timed[bundle].latency_ms_p50},
+        "texts_per_second": {"dense": timed[fastest].texts_per_second, "pruned": timed[bundle].texts_per_second},
+        "parity": difference,
+        "samples": len(data),
+        "claimed": {key: claim[key] for key in ("speedup", "drop", "quality_pruned")},
+        "machine": card(),
+        "truncated": tokens.truncated,
+    }
+    reasons = [] if within else [f"the bound on the drop is {drop.bound:.4f}, above {gate:g}"]
+    reasons += [] if reached else [f"the speed-up is {speed.value:.2f}, below the {objective['value']:g} asked for"]
+    reasons += [] if opened.manifest["accepted"] else ["the run that made it did not accept it"]
+    facts["verdict"] = (
+        f"The claim holds here: {speed.value:.2f} times, drop {drop.interval.value:.4f} of {drop.metric}."
+        if facts["accepted"]
+        else f"The claim does not hold here: {'; '.join(reasons)}."
+    )
+    plain: dict[str, Any] = json.loads(canonical_json(facts))
+    return plain
+
+
+def bench(
+    a: str,
+    b: str,
+    *,
+    eval: str | None = None,
+    text_column: str | None = None,
+    target: str | None = None,
+    threads: int | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Two models or bundles timed side by side, interleaved: rows, and how many times as fast as `a` is `b`.
+
+    A bundle runs as it serves, a model as it is on every runtime (or on `target`), of which its fastest counts.
+    Without `eval` the texts are random tokens of 4 to 64 tokens.
+    """
+    progress = progress or Silent()
+    progress.stage("Opening")
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {path: _side(path, Path(folder) / side, target) for path, side in ((a, "a"), (b, "b"))}
+        tokens = _bench_tokens(sides[a][1], eval, text_column)
+        batches, singles = timing_batches(tokens, batch_size=batch_size)
+        alternatives = [one for found, _ in sides.values() for one in found]
+        progress.stage(f"Timing {len(alternatives)} alternatives, interleaved", ROUNDS)
+        timed = measure(
+            alternatives,
+            batches,
+            singles=singles,
+            rounds=ROUNDS,
+            threads=threads,
+            seconds=120,
+            progress=lambda done, of: progress.advance(),
+        )
+    fastest = {
+        p: min((timed[x.name] for x in found), key=lambda t: -t.texts_per_second) for p, (found, _) in sides.items()
+    }
+    speed = ratio(fastest[a], fastest[b])
+    rows = [
+        {
+            "name": name,
+            "texts_per_second": timing.texts_per_second,
+            "latency_ms_p50": timing.latency_ms_p50,
+            "latency_ms_p90": timing.latency_ms_p90,
+            "speedup": ratio(fastest[a], timing),
+        }
+        for name, timing in timed.items()
+    ]
+    facts = {
+        "a": a,
+        "b": b,
+        "rows": rows,
+        "speedup": speed,
+        "speedup_against": fastest[a].name,
+        "latency_speedup": latency_ratio(fastest[a], fastest[b]),
+        "batch_size": batch_size,
+        "machine": card(),
+    }
+    plain: dict[str, Any] = json.loads(canonical_json(facts))
+    return plain
+
+
+def _side(path: str, folder: Path, target: str | None) -> tuple[list[Alternative], tuple[Any, Any, int]]:
+    """What to time for one path, and its tokenizer, input names and longest text."""
+    folder.mkdir()
+    if (Path(path) / bundles.MANIFEST).is_file():
+        opened = bundles.load(Path(path))
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return [_served(opened, path, target)], (opened.tokenizer(), names, opened.manifest["max_length"])
+    loaded = load_model(path)
+    encoder = Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout)
+    found = _dense(loaded, encoder, path, folder, target)
+    return found, (loaded.tokenizer, ("input_ids", "attention_mask", "token_type_ids"), loaded.max_length)
+
+
+def _dense(loaded: LoadedModel, encoder: Encoder, path: str, folder: Path, target: str | None) -> list[Alternative]:
+    onnx = export_stock(encoder, folder / "dense.onnx")
+    found = [
+        Alternative(f"{path} torch", _loaders.STOCK, path, {"task": loaded.task}),
+        Alternative(f"{path} onnxruntime", _loaders.ONNX, str(onnx)),
+    ]
+    if has_openvino():
+        found.append(Alternative(f"{path} openvino", _loaders.OPENVINO, str(onnx)))
+    return [one for one in found if target is None or one.name.endswith(f" {target}")]
+
+
+def _timed(
+    loaded: LoadedModel,
+    encoder: Encoder,
+    source: str,
+    folder: Path,
+    others: Sequence[Alternative],
+    tokens: Tokens,
+    threads: int | None,
+    progress: Progress,
+) -> Mapping[str, Any]:
+    batches, singles = timing_batches(tokens)
+    return measure(
+        [*_dense(loaded, encoder, source, folder, None), *others],
+        batches,
+        singles=singles,
+        rounds=ROUNDS,
+        threads=threads,
+        seconds=120,
+        progress=lambda done, of: progress.advance(),
+    )
+
+
+def _served(opened: Bundle, name: str, target: str | None = None) -> Alternative:
+    """The bundle as it serves, or by its fp32 file for another target."""
+    target = target or opened.manifest["target"]
+    if target == "torch":
+        return Alternative(name, _loaders.TORCH, str(opened.folder))
+    same = target == opened.manifest["target"]
+    file = opened.manifest["file"] if same else bundles.SERVING[target, "fp32"]
+    return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(opened.folder / file))
+
+
+def _tokens(loaded: LoadedModel, data: TextData, encoder: Encoder, max_length: int) -> Tokens:
+    texts = task_of(loaded.task).all_texts(data)
+    return tokenize(loaded.tokenizer, texts, max_length=max_length, input_names=encoder.input_names)
+
+
+def _bench_tokens(about: tuple[Any, Any, int], path: str | None, text_column: str | None) -> Tokens:
+    import numpy as np
+
+    from paredown.tasks import read_table
+
+    tokenizer, names, longest = about
+    if path is None:
+        rng = np.random.default_rng(0)
+        lengths = rng.integers(4, min(64, longest) + 1, 512)
+        return Tokens(tuple(rng.integers(5, 100, n) for n in lengths), int(tokenizer.pad_token_id or 0), names, 0)
+    table = read_table(path, wanted=(text_column,))
+    column = text_column or table.first_of(("text", "sentence", "content", "utterance", "query", "question"))
+    if column is None:
+        raise BadData(f"{path}: no column of texts found among {table.listed}; name it with --text-column.")
+    texts = [text for text in table.column(column) if text.strip()]
+    return tokenize(tokenizer, texts, max_length=longest, input_names=names)
+
+
+def _parity(opened: Bundle, encoder: Encoder, threads: int | None) -> float | None:
+    """Largest difference of the bundle's fp32 ONNX file from its torch model; ParityFailure above 1e-4."""
+    if bundles.SERVING["onnxruntime", "fp32"] not in opened.manifest["files"]:
+        return None
+    onnx = opened.runner(target="onnxruntime", precision="fp32", threads=threads or cores())
+    plain = opened.runner(target="torch", precision="fp32", threads=threads or cores())
+    try:
+        return parity.check(
+            lambda arrays: onnx.run(arrays)[encoder.output_name],
+            lambda arrays: plain.run(arrays)[encoder.output_name],
+            input_names=encoder.input_names,
+            vocabulary=int(opened.manifest["config"]["vocab_size"]),
+            tolerance=PARITY,
+        )
+    finally:
+        onnx.close()
+        plain.close()

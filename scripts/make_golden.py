@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Writes tests/golden/<name>: a bundle of a tiny seeded model, and the outputs that it must give for ever.
+
+Run it from a release, once per change of the format: `python scripts/make_golden.py bundle-1`. A golden folder that
+exists is never written again: it stands for what users have on their disks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.contracts import bundles  # noqa: E402  the tests are no installed package
+
+SEED = 2  # one that gives more than one label
+TARGETS = ("torch", "onnxruntime", "openvino")
+
+
+def main(name: str) -> None:
+    """Writes the folder, or ends with a sentence when it is there."""
+    golden = ROOT / "tests" / "golden" / name
+    if golden.exists():
+        sys.exit(f"{golden} exists; a golden bundle is never changed, so give the new one another name")
+    with tempfile.TemporaryDirectory() as work:
+        bundle = bundles.make(
+            golden / "bundle",
+            exported=TARGETS,
+            seed=SEED,
+            target="onnxruntime",
+            work=Path(work),
+            hidden_size=16,
+            num_attention_heads=4,
+            max_position_embeddings=24,
+        )
+    outputs = {}
+    for target in TARGETS:
+        outputs[target] = bundles.outputs_of(bundle, bundles.TEXTS, target).astype(float).tolist()
+    labels = bundle.labels_of(np.array(outputs["torch"]))
+    expected = {"texts": bundles.TEXTS, "outputs": outputs, "labels": labels, "plan_id": bundle.plan.id}
+    (golden / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python scripts/make_golden.py NAME")
+    main(sys.argv[1])

@@ -1,0 +1,94 @@
+"""Bundles of tiny cut models, for the tests of the artefact and for the golden files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from paredown.anatomy import describe
+from paredown.bundle import Bundle, save
+from paredown.encoder import Encoder
+from paredown.models import LoadedModel, load_model
+from paredown.quantization import int8
+from paredown.surgery import cut, fold
+from paredown.targets import onnxruntime, openvino
+from paredown.tasks import run_batches, tokenize
+from paredown.types import Anatomy, Array, Plan
+from tests.contracts import families
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TEXTS = ("My card is lost", "pay the bill", "want", "new loan to pay the new bill", "help help my w3 7 w4 is lost")
+
+
+def plan_of(anatomy: Anatomy) -> Plan:
+    """The middle layer gone, other widths in the rest, the last one without neurons."""
+    keep: dict[str, tuple[int, ...]] = {"layers": (0, 2)}
+    keep |= {f"layer.{i}.heads": heads for i, heads in enumerate([(1, 3), (0,), (0, 1, 2)])}
+    keep |= {f"layer.{i}.neurons": neurons for i, neurons in enumerate([tuple(range(2, 15)), (1, 2), ()])}
+    return Plan(anatomy.fingerprint, keep, "a test")
+
+
+def pruned(loaded: LoadedModel) -> tuple[PreTrainedModel, Anatomy, Plan, tuple[str, ...]]:
+    """The cut model, the anatomy of the dense one, the plan and the folds."""
+    anatomy = describe(loaded.model, task=loaded.task, pooling=loaded.pooling, normalize=loaded.normalize)
+    plan = plan_of(anatomy)
+    folded, folds = fold(loaded.model, anatomy)
+    return cut(folded, anatomy, plan), anatomy, plan, folds
+
+
+def export(model: PreTrainedModel, anatomy: Anatomy, work: Path, *, targets: Sequence[str]) -> dict[str, Path]:
+    """The files that serve on the targets ("int8" is one here), written under `work`, by their names in a bundle."""
+    (work / "openvino").mkdir(parents=True, exist_ok=True)
+    names = ["report.html", "model.onnx"]
+    (work / "report.html").write_text("<!doctype html><title>report</title>\n", encoding="utf-8")
+    onnxruntime.export(Encoder(model, anatomy.layout), work / "model.onnx")
+    if "int8" in targets:
+        int8.quantize(work / "model.onnx", work / "model-int8.onnx", reduce_range=True)  # the same on every CPU
+        names += ["model-int8.onnx"]
+    if "openvino" in targets:
+        openvino.export(work / "model.onnx", work / "openvino" / "model.xml")
+        names += ["openvino/model.xml", "openvino/model.bin"]
+    return {name: work / name for name in names}
+
+
+def make(
+    folder: Path,
+    family: str = "bert",
+    task: str = "text-classification",
+    *,
+    exported: Sequence[str] = (),
+    target: str = "torch",
+    work: Path | None = None,
+    **changes: Any,
+) -> Bundle:
+    """A bundle at `folder` of a tiny cut model of the family; `exported`: with files for these targets."""
+    work = work or folder.parent / f"{folder.name}-work"
+    loaded = load_model(families.save(families.tiny(family, task, **changes), work / "dense"))
+    model, anatomy, plan, folds = pruned(loaded)
+    files = export(model, anatomy, work, targets=exported) if exported else {}
+    report = {"accepted": True, "speedup": {"value": 2.0, "low": 1.9, "high": 2.1}}
+    return save(
+        folder,
+        model=model,
+        anatomy=anatomy,
+        plan=plan,
+        loaded=loaded,
+        target=target,
+        accepted=True,
+        folds=folds,
+        files=files,
+        report=report,
+    )
+
+
+def outputs_of(bundle: Bundle, texts: Sequence[str], target: str, precision: str = "fp32") -> Array:
+    """What one of the bundle's files computes for the texts, as `predict` would if that file served."""
+    tokens = tokenize(bundle.tokenizer(), texts, max_length=bundle.manifest["max_length"], input_names=INPUTS)
+    runner = bundle.runner(target=target, precision=precision, threads=1)
+    try:
+        return run_batches(lambda inputs: next(iter(runner.run(inputs).values())), tokens)
+    finally:
+        runner.close()

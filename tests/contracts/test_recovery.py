@@ -1,0 +1,158 @@
+"""What every file of recovery/ must pass: the student handed in is untouched, and what comes back is never worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from paredown import recovery, registry
+from paredown.anatomy import describe
+from paredown.calibration import divergence
+from paredown.encoder import Encoder, Layer
+from paredown.errors import BadData, ParedownError
+from paredown.recovery import distill, reconstruct
+from paredown.surgery import cut, shape_of
+from paredown.tasks import Tokens, length_sorted_batches
+from paredown.types import Anatomy, Plan
+from tests.contracts.families import FAMILIES, TASKS, VOCABULARY, tiny
+
+METHODS = registry.available("recovery")
+EVERY = pytest.mark.parametrize(
+    ("method", "family", "task"), [(m, f, t) for m in METHODS for f in FAMILIES for t in TASKS]
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    teacher: nn.Module
+    small: nn.Module
+    anatomy: Anatomy
+    plan: Plan
+    tokens: Tokens
+
+    @property
+    def batches(self) -> list[dict[str, Any]]:
+        return [inputs for _, inputs in length_sorted_batches(self.tokens, batch_size=8)]
+
+
+def case(family: str, task: str, *, texts: int = 60) -> Case:
+    teacher = tiny(family, task)
+    anatomy = describe(teacher)
+    keep = {**anatomy.identity(), "layer.0.heads": (0, 2, 3), "layer.1.neurons": tuple(range(0, 20, 2))}
+    plan = Plan(anatomy.fingerprint, {**keep, "layer.2.neurons": ()})
+    random = np.random.default_rng(0)
+    ids = tuple(random.integers(5, VOCABULARY, random.integers(1, 12)) for _ in range(texts))
+    names = Encoder(teacher, anatomy.layout).input_names
+    tokens = Tokens(ids, int(teacher.config.pad_token_id), names, 0)
+    return Case(teacher, cut(teacher, anatomy, plan), anatomy, plan, tokens)
+
+
+def by_reconstruction(one: Case) -> tuple[nn.Module, list[dict[str, Any]]]:
+    batches = one.batches
+    model = recovery.recover(
+        one.small, method="reconstruct", teacher=one.teacher, anatomy=one.anatomy, plan=one.plan, batches=batches
+    )
+    return model, [batches[i] for i in reconstruct.held_out(len(batches))]
+
+
+def by_distillation(one: Case) -> tuple[nn.Module, list[dict[str, Any]]]:
+    layout = one.anatomy.layout
+    wanted = distill.teach(Encoder(one.teacher, layout), one.tokens)
+    model, _ = recovery.recover(
+        one.small, method="distill", layout=layout, tokens=one.tokens, wanted=wanted, minutes=0.002
+    )
+    held = distill.held_out(len(one.tokens))
+    return model, [inputs for _, inputs in length_sorted_batches(one.tokens, indices=held)]
+
+
+HOW: dict[str, Callable[[Case], tuple[nn.Module, list[dict[str, Any]]]]] = {
+    "reconstruct": by_reconstruction,
+    "distill": by_distillation,
+}
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    after = model.state_dict()
+    return list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_every_method_is_known_here() -> None:
+    assert set(METHODS) == set(HOW)  # a new one: say above how it is called, and which texts judge it
+
+
+@EVERY
+def test_never_worse_and_the_student_untouched(method: str, family: str, task: str) -> None:
+    one = case(family, task)
+    student, teacher = weights(one.small), weights(one.teacher)
+    flags = [parameter.requires_grad for parameter in one.small.parameters()]
+    state = torch.get_rng_state()
+    model, judges = HOW[method](one)
+    assert same(one.small, student) and same(one.teacher, teacher)
+    assert [parameter.requires_grad for parameter in one.small.parameters()] == flags
+    assert all(parameter.grad is None for parameter in (*one.small.parameters(), *model.parameters()))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not {p.data_ptr() for p in model.parameters() if p.numel()} & {p.data_ptr() for p in one.small.parameters()}
+    assert shape_of(model, one.anatomy.layout) == shape_of(one.small, one.anatomy.layout)
+    dense = Encoder(one.teacher, one.anatomy.layout)
+    before, after = (divergence(Encoder(m, one.anatomy.layout), dense, judges) for m in (one.small, model))
+    assert after <= before * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_student_is_untouched_on_error(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error comes in the middle: after some of the work was done."""
+    one = case("bert", "text-classification", texts=40)
+    student, feed, calls = weights(one.small), Layer.feed, 0
+
+    def failing(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 9:
+            raise RuntimeError("planted")
+        return feed(layer, x)
+
+    monkeypatch.setattr(Layer, "feed", failing)
+    with pytest.raises(RuntimeError, match="planted"):
+        HOW[method](one)
+    assert same(one.small, student)
+    assert not one.small.training and not one.teacher.training
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_texts(method: str) -> None:
+    with pytest.raises(BadData, match="text"):
+        HOW[method](case("bert", "text-classification", texts=0))
+
+
+@pytest.mark.parametrize("texts", (1, 2, 9))
+@pytest.mark.parametrize("method", METHODS)
+def test_very_few_texts(method: str, texts: int) -> None:
+    model, judges = HOW[method](case("bert", "text-embedding", texts=texts))
+    assert judges and all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dropout_is_never_applied(method: str) -> None:
+    one = case("bert", "text-classification")
+    expected = divergence(*(Encoder(m, one.anatomy.layout) for m in (one.small, one.teacher)), one.batches)
+    one.teacher.train()
+    one.small.train()
+    found = divergence(*(Encoder(m, one.anatomy.layout) for m in (one.small, one.teacher)), one.batches)
+    assert found == expected
+    HOW[method](one)
+    assert all(module.training for module in (*one.teacher.modules(), *one.small.modules()))
+
+
+def test_an_unknown_method() -> None:
+    with pytest.raises(ParedownError, match="recovery has no 'lora'"):
+        recovery.recover(nn.Linear(1, 1), method="lora")

@@ -1,0 +1,115 @@
+"""What `paredown inspect` shows of a bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from paredown import bundle as bundles
+from paredown.cli import main
+from paredown.errors import CorruptBundle
+
+REPORT = {
+    "model": "./my-classifier",
+    "verdict": "3 times as many texts per second.",
+    "accepted": True,
+    "anatomy": {"layers": 4, "heads": 12, "neurons": 1536},
+    "parameters_dense": 22_700_000,
+    "parameters_pruned": 15_000_000,
+    "candidates": [{"name": "dense torch"}],
+    "speedup": {"value": 3.0, "low": 2.9, "high": float("nan")},
+}
+
+
+@dataclass
+class Opened:
+    folder: Path
+    manifest: dict[str, Any]
+    plan: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            keep={
+                "layers": (0, 2),
+                "layer.0.heads": (1, 2, 3),
+                "layer.0.neurons": tuple(range(640)),
+                "layer.1.heads": (),
+                "layer.2.heads": (),
+                "layer.2.neurons": (5,),
+            }
+        )
+    )
+
+    def report(self) -> dict[str, Any]:
+        return REPORT
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    (tmp_path / "model.onnx").write_bytes(bytes(2_500_000))
+    (tmp_path / "report.json").write_bytes(bytes(10))
+    manifest = {
+        **{"accepted": True, "task": "text-classification", "family": "bert", "target": "onnxruntime"},
+        **{"precision": "int8", "file": "model-int8.onnx", "pooling": "cls", "normalize": False, "max_length": 64},
+        **{
+            "folds": ["6 key biases removed"],
+            "plan_id": "0123456789abcdef",
+            "created": "2026-11-22",
+            "paredown": "0.1.0",
+        },
+        **{"labels": {"yes": 0, "no": 1}, "files": {"report.json": "00", "model.onnx": "00"}},
+    }
+    found = Opened(tmp_path, manifest)
+    monkeypatch.setattr(bundles, "load", lambda folder: found)
+    return found
+
+
+def test_the_tables(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "slim"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "model ./my-classifier",
+        "task text-classification (2 labels)",
+        "family bert, cls pooling",
+        "serves model-int8.onnx (int8 on onnxruntime)",
+        "parameters 22,700,000 → 15,000,000",
+        "folds 6 key biases removed",
+        "0 3 of 12 640 of 1536",
+        "2 0 of 12 1 of 1536",
+        "1, 3 gone gone",
+        "model.onnx 2.50",
+        "all 2.50",
+        "Accepted: 3 times as many texts per second.",
+    ):
+        assert line in lines
+    assert "dense torch" not in "".join(lines)  # the candidates are in the report
+
+
+def test_the_json(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "slim", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["layers"] == [{"layer": 0, "heads": 3, "neurons": 640}, {"layer": 2, "heads": 0, "neurons": 1}]
+    assert found["files"] == {"model.onnx": 2_500_000, "report.json": 10}
+    assert (found["labels"], found["bundle"], found["accepted"]) == (2, str(opened.folder), True)
+    assert found["report"]["speedup"]["high"] is None
+
+
+def test_a_bundle_without_a_report(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+    del opened.manifest["files"]["report.json"]
+    opened.manifest["accepted"] = False
+    assert main(["inspect", "slim"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "accepted no" in lines
+    assert "0 3 640" in lines
+
+
+def test_a_corrupt_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def load(folder: str) -> None:
+        raise CorruptBundle(f"the bundle {folder} lacks model.onnx")
+
+    monkeypatch.setattr(bundles, "load", load)
+    assert main(["inspect", "slim"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: the bundle slim lacks model.onnx"

@@ -1,0 +1,206 @@
+"""What the options are, what they turn into, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer
+
+from paredown.cli import main
+from paredown.cli._app import command
+from paredown.cli._options import share
+
+if TYPE_CHECKING:
+    from conftest import Fake
+
+PRUNE = ["prune", "./model", "--data", "train.csv", "--out", "slim"]
+
+# What users have in their scripts: a name may be added, none may go.
+FROZEN = {
+    "prune": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length --max-drop "
+    "--speedup --latency-ms --minutes --confidence --target --uniform --out --config --threads --seed --json",
+    "validate": "--eval --text-column --label-column --pair-column --score-column --max-drop --confidence --reference "
+    "--threads --seed --json",
+    "bench": "--eval --text-column --target --batch-size --threads --json",
+    "inspect": "--json",
+    "demo": "--out --minutes --json",
+}
+ARGUMENTS = {"prune": ["model"], "validate": ["bundle"], "bench": ["a", "b"], "inspect": ["bundle"], "demo": []}
+
+
+def options(verb: str) -> set[str]:
+    return {name for p in command().commands[verb].params if p.param_type_name == "option" for name in p.opts}
+
+
+def test_the_set_of_options_is_frozen() -> None:
+    assert set(command().commands) == set(FROZEN)
+    for verb, names in FROZEN.items():
+        assert options(verb) == set(names.split()), verb
+        arguments = [p.name for p in command().commands[verb].params if p.param_type_name == "argument"]
+        assert arguments == ARGUMENTS[verb]
+    assert {name for p in command().params for name in p.opts} == {"--version"}
+
+
+@pytest.mark.parametrize("verb", ["prune", "validate", "bench"])
+def test_options_and_defaults_are_those_of_the_python_verb(verb: str) -> None:
+    from paredown import pipeline
+
+    wanted = {n: p.default for n, p in inspect.signature(getattr(pipeline, verb)).parameters.items() if n != "progress"}
+    found = {p.name: p.default for p in command().commands[verb].params if p.name not in ("config", "json")}
+    assert set(found) == set(wanted)
+    for name, default in wanted.items():
+        assert found[name] == (None if default is inspect.Parameter.empty else default), name
+
+
+def test_settings_are_the_fields_that_a_config_may_have() -> None:
+    from paredown.pipeline import Settings
+
+    found = {p.name for p in command().commands["prune"].params} - {"config", "json"}
+    assert found == {each.name for each in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1%", 0.01), ("0.01", 0.01), (" 0.5 % ", 0.005), ("0%", 0), ("0", 0), ("50%", 0.5), (0.02, 0.02)],
+)
+def test_a_share(text: Any, value: float) -> None:
+    assert share(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["1", "0.5", "5", "0.1", 1])
+def test_a_share_that_could_mean_two_things_is_refused(text: Any) -> None:
+    with pytest.raises(typer.BadParameter, match="could mean .* or .*: write "):
+        share(text)
+
+
+@pytest.mark.parametrize("text", ["-1%", "101%", "nan", "inf%", "one", "", "%", "0,5%", "-0.01"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="write 1% or 0.01"):
+        share(text)
+
+
+def test_one_says_how_to_write_it(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PRUNE, "--max-drop", "1"]) == 2
+    assert "write 1% or 0.01" in capsys.readouterr().err
+    assert not fake.calls
+
+
+def test_prune_hands_every_option_on(fake: Fake) -> None:
+    given = {
+        **{"eval": "test.csv", "task": "text-embedding", "text_column": "t", "label_column": "l", "pair_column": "p"},
+        **{"score_column": "s", "max_length": 99, "max_drop": 0.02, "speedup": 2.5, "minutes": 3.0, "confidence": 0.8},
+        **{"target": "openvino", "threads": 2, "seed": 7},
+    }
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main([*PRUNE, *words, "--uniform"]) == 0
+    assert fake.calls[0][:2] == ("prune", ("./model",))
+    assert fake.asked == {**given, "data": "train.csv", "out": "slim", "uniform": True, "latency_ms": None}
+
+
+def test_without_a_dial_the_pipeline_chooses(fake: Fake) -> None:
+    assert main(PRUNE) == 0
+    assert (fake.asked["max_drop"], fake.asked["speedup"], fake.asked["latency_ms"]) == (None, None, None)
+
+
+def test_a_drop_may_accompany_a_speedup(fake: Fake) -> None:
+    assert main([*PRUNE, "--max-drop", "1%", "--speedup", "2"]) == 0
+    assert (fake.asked["max_drop"], fake.asked["speedup"]) == (0.01, 2.0)
+
+
+def test_two_dials_are_refused(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PRUNE, "--latency-ms", "4", "--speedup", "2"]) == 2
+    assert capsys.readouterr().err == "error: there is one dial: give --speedup or --latency-ms, not both\n"
+    assert not fake.calls
+
+
+# ---------------------------------------------------------------------------------------------------------- --config
+
+
+def config(folder: Path, text: str) -> list[str]:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_a_run_described_by_a_file(fake: Fake, tmp_path: Path) -> None:
+    text = 'model = "m"\ndata = "d.csv"\nout = "o"\nmax_drop = "2%"\nuniform = true\nminutes = 5\nseed = 3\n'
+    assert main(["prune", *config(tmp_path, text)]) == 0
+    assert fake.calls[0][1] == ("m",)
+    expected = {"data": "d.csv", "out": "o", "max_drop": 0.02, "uniform": True, "minutes": 5.0, "seed": 3}
+    assert expected.items() <= fake.asked.items()
+    assert fake.asked["confidence"] == 0.9
+
+
+def test_options_win_over_the_file(fake: Fake, tmp_path: Path) -> None:
+    given = config(tmp_path, 'model = "m"\ndata = "d.csv"\nminutes = 5\nmax_drop = 0.02\nspeedup = 3\n')
+    assert main([*PRUNE, "--minutes", "20", "--latency-ms", "4", *given]) == 0
+    assert fake.calls[0][1] == ("./model",)
+    assert (fake.asked["data"], fake.asked["minutes"]) == ("train.csv", 20.0)  # 20 is also the default
+    assert (fake.asked["max_drop"], fake.asked["speedup"], fake.asked["latency_ms"]) == (0.02, None, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max-drop = 0.01", "there is no setting 'max-drop'; there are model, data, eval"),
+        ("json = true", "there is no setting 'json'"),
+        ("[prune]\nminutes = 5", "there is no setting 'prune'"),
+        ("minutes = ", "run.toml is not a TOML file"),
+        ('minutes = "ten"', "'--minutes'"),
+        ("seed = 1.5", "'--seed'"),
+        ('eval = ["a", "b"]', "eval cannot be ['a', 'b']"),
+        ("eval = true", "eval cannot be True"),
+        ("uniform = 1", "uniform cannot be 1"),
+        ("max_drop = 1", "write 1% or 0.01"),
+        ('target = "tensorrt"', "'tensorrt' is not one of 'onnxruntime', 'openvino', 'torch'"),
+        ("speedup = 2\nlatency_ms = 4", "one dial"),
+    ],
+)
+def test_a_file_that_is_wrong(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    assert main([*PRUNE, *config(tmp_path, text)]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.startswith("error: ")
+    assert (shown.err.count("\n"), shown.out, fake.calls) == (1, "", [])
+
+
+def test_a_file_that_is_not_there(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PRUNE, "--config", str(tmp_path / "no.toml")]) == 2
+    assert "no.toml is not there" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------- the other verbs
+
+
+def test_validate_hands_every_option_on(fake: Fake) -> None:
+    words = (
+        "validate slim --eval t.csv --text-column t --label-column l --pair-column p --score-column s "
+        "--max-drop 2% --confidence 0.8 --reference m --threads 2 --seed 7"
+    )
+    assert main(words.split()) == 0
+    assert fake.calls[0][:2] == ("validate", ("slim",))
+    assert fake.asked == {
+        **{"eval": "t.csv", "text_column": "t", "label_column": "l", "pair_column": "p", "score_column": "s"},
+        **{"max_drop": 0.02, "confidence": 0.8, "reference": "m", "threads": 2, "seed": 7},
+    }
+
+
+def test_bench_hands_every_option_on(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.facts = {"rows": [{"name": "a", "texts_per_second": 10.0}, {"name": "b", "texts_per_second": 1050.0}]}
+    words = "bench a b --eval t.csv --text-column t --target torch --batch-size 8 --threads 2"
+    assert main(words.split()) == 0
+    assert fake.calls[0][:2] == ("bench", ("a", "b"))
+    expected = {"eval": "t.csv", "text_column": "t", "target": "torch", "batch_size": 8, "threads": 2}
+    assert fake.asked == expected
+    assert "1,050" in capsys.readouterr().out
+
+
+def test_demo_hands_every_option_on(fake: Fake) -> None:
+    assert main(["demo", "--out", "there", "--minutes", "0.5"]) == 0
+    assert fake.calls == [("demo", ("there",), {"minutes": 0.5})]
