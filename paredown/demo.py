@@ -15,15 +15,16 @@ import re
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paredown.errors import BadData, MissingExtra
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from torch import Tensor
+
+    from paredown.bundle import Bundle
+    from paredown.pipeline import Progress
 
 SHORT_FORMS = {
     "please": "pls",
@@ -47,6 +48,30 @@ VAGUE, ASIDE = 0.04, 0.3
 FRESH = 0.15  # the share of messages in wordings of their own, which `write_data` keeps out of the training file
 OPENER, STORY, CLOSER = 0.35, 0.12, 0.45
 LOWER, UPPER, SHORTENED, MISTYPED = 0.45, 0.02, 0.15, 0.25
+
+
+CLASSIFIER_SECONDS = 50.0
+
+
+def run(out: str | Path, *, minutes: float = 1.0, progress: Progress | None = None) -> Bundle:
+    """The bundle of the whole job, at `out`/bundle: data made, a classifier trained on it, pruned, gated, proven.
+
+    What an earlier, stopped start has made in `out` is used again. Raises MissingExtra without the `demo` extra, and
+    GateFailed as `paredown.prune` does.
+    """
+    from paredown.pipeline import Silent, prune
+
+    shown = progress or Silent()
+    encoder = sentence_encoder()
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = write_data(folder)
+    model = folder / "classifier"
+    if not (model / "config.json").exists():
+        make_classifier(model, train, seconds=CLASSIFIER_SECONDS, encoder=encoder, progress=shown)
+    return prune(
+        str(model), data=str(train), eval=str(test), out=str(folder / "bundle"), minutes=minutes, progress=shown
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- the messages
@@ -193,13 +218,15 @@ def make_classifier(
     """The folder of a text classifier, fine-tuned from `encoder` on `train_csv`, as transformers would save it.
 
     `encoder` is a BERT folder, all-MiniLM-L6-v2 unless told otherwise. Training ends after `seconds` or `epochs`,
-    whichever is first, though not before one epoch. Without a `progress` to add its bar to, it shows one of its own
-    on stderr. `config.json` is written last: where it is, the folder is whole. The random state stays as it was.
+    whichever is first, though not before one epoch. `config.json` is written last: where it is, the folder is whole.
+    The random state stays as it was.
     """
     import torch
     from transformers import AutoTokenizer
 
-    encoder = encoder or sentence_encoder()
+    from paredown.pipeline import Silent
+
+    encoder, shown = encoder or sentence_encoder(), progress or Silent()
     with train_csv.open(encoding="utf-8", newline="") as file:
         rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
     labels = sorted({label for _, label in rows})
@@ -209,23 +236,9 @@ def make_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = _classifier(encoder, labels)
-        with nullcontext(progress) if progress else _progress() as bar:
-            _train(model, tokens, targets, pad=tokenizer.pad_token_id, seconds=seconds, epochs=epochs, bar=bar)
+        _train(model, tokens, targets, pad=tokenizer.pad_token_id, seconds=seconds, epochs=epochs, progress=shown)
     _save(folder, model, tokenizer)
     return folder
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def _classifier(encoder: Path, labels: Sequence[str]) -> Any:
@@ -269,7 +282,7 @@ def _train(
     pad: int,
     seconds: float,
     epochs: int,
-    bar: Progress,
+    progress: Progress,
 ) -> None:
     """The head alone first, then all layers: a random head would spend the first epoch spoiling what lies below it.
 
@@ -278,7 +291,8 @@ def _train(
     """
     import torch
 
-    task = bar.add_task("training the classifier", total=1.0, loss="")
+    progress.stage("Training the classifier to prune", 1.0)
+    shown = 0.0
     start = time.monotonic()
     _fit_head(model, tokens, targets, pad)
     # Half of the parameters are word vectors; 2,000 texts teach them nothing and updating them costs time.
@@ -301,8 +315,8 @@ def _train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        bar.update(task, completed=done, loss=f"{loss.item():.2f}")
-    bar.update(task, completed=1.0)
+        progress.advance(done - shown, f"loss {loss.item():.2f}")
+        shown = done
     model.requires_grad_(True)
     model.eval()
 

@@ -9,7 +9,7 @@ from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
 from paredown.pipeline._validate import bench, validate
 
-__all__ = ["Progress", "Settings", "bench", "prune", "run", "validate"]
+__all__ = ["Progress", "Settings", "Silent", "bench", "prune", "run", "validate"]
 
 
 def prune(

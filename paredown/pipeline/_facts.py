@@ -185,7 +185,9 @@ def _kept(candidate: Candidate) -> list[dict[str, Any]]:
 
 
 def _lengths(tokens: Tokens) -> dict[str, Any]:
-    counts, edges = np.histogram(tokens.lengths, bins=min(24, max(4, int(tokens.lengths.max()) // 4)))
+    longest = int(tokens.lengths.max())
+    step = max(1, -(-longest // 24))
+    counts, edges = np.histogram(tokens.lengths, bins=np.arange(0, longest + step + 1, step))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 

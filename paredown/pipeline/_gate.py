@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,24 +106,40 @@ def judge(
     done = False
     for one in order:
         if done:
-            verdicts[one.candidate.name] = _with(one, None, None, "not tried: a faster one passed")
+            verdicts[one.candidate.name] = replace(one, reason="not tried: a faster one passed")
             continue
         slow = too_slow(one, settings, dense_seconds)
         if slow:
-            verdicts[one.candidate.name] = _with(one, None, None, f"not tried: {slow}")
+            verdicts[one.candidate.name] = replace(one, reason=f"not tried: {slow}")
             continue
         drop = drop_of(one.candidate, prepared, settings, reference)
         gate = settings.gate
         passed = True if gate is None else passes(drop, gate)
-        verdicts[one.candidate.name] = _with(one, drop, passed, "")
+        verdicts[one.candidate.name] = replace(one, drop=drop, passed=passed)
         progress.advance(note=one.candidate.name)
         done = passed and settings.dial == "max_drop"
     for one in judged:
         if not one.candidate.eligible:
             measured = None if one.candidate.kind == BASELINE else drop_of(one.candidate, prepared, settings, reference)
             fine = None if measured is None or settings.gate is None else passes(measured, settings.gate)
-            verdicts[one.candidate.name] = _with(one, measured, fine, "")
+            verdicts[one.candidate.name] = replace(one, drop=measured, passed=fine)
     return [verdicts[j.candidate.name] for j in judged]
+
+
+def pictured(
+    judged: Sequence[Judged], prepared: Prepared, settings: Settings, reference: Array, progress: Progress
+) -> list[Judged]:
+    """The drop of those that were not tried too, now that all is decided: so that the report shows every candidate."""
+    progress.stage("Measuring the others for the report", len(judged))
+    shown = []
+    for one in judged:
+        progress.advance()
+        if one.drop is None:
+            exact = one.candidate.kind in (BASELINE, "folded")
+            outputs = reference if exact else None
+            one = replace(one, drop=drop_of(one.candidate, prepared, settings, reference, outputs=outputs))
+        shown.append(one)
+    return shown
 
 
 def chosen(judged: Sequence[Judged], settings: Settings) -> Judged | None:
@@ -157,10 +173,16 @@ def too_slow(one: Judged, settings: Settings, dense_seconds: float) -> str:
     return ""
 
 
-def drop_of(candidate: Candidate, prepared: Prepared, settings: Settings, reference: Array) -> Drop:
-    """The candidate's drop on the guardrail texts, paired with the dense model's answers `reference`."""
+def drop_of(
+    candidate: Candidate, prepared: Prepared, settings: Settings, reference: Array, *, outputs: Array | None = None
+) -> Drop:
+    """The candidate's drop on the guardrail texts, paired with the dense model's answers `reference`.
+
+    `outputs` are its answers where they are known already.
+    """
     data = prepared.splits.guardrail
-    outputs = candidate.outputs(prepared, prepared.guardrail, prepared.task.all_texts(data), settings.threads)
+    if outputs is None:
+        outputs = candidate.outputs(prepared, prepared.guardrail, prepared.task.all_texts(data), settings.threads)
     return paired_drop(prepared.task, reference, outputs, data, confidence=settings.confidence, seed=settings.seed)
 
 
@@ -185,7 +207,3 @@ def as_row(one: Judged, baseline: Timing) -> Mapping[str, Any]:
         "chosen": False,
         "note": one.reason or one.candidate.note,
     }
-
-
-def _with(one: Judged, drop: Drop | None, passed: bool | None, reason: str) -> Judged:
-    return Judged(one.candidate, one.timing, one.speedup, drop, passed, reason)

@@ -19,8 +19,8 @@ from paredown.targets.onnxruntime import probe
 from paredown.types import Array, Limits, Plan
 from paredown.validation.timing import Alternative, Timing, measure
 
-TOGETHER = 5  # workers alive at once: each holds a copy of the model
-WORK_PER_PASS = 3.2e10  # multiply-accumulates of a timed pass: half a second on two cores
+TOGETHER = 7  # workers alive at once: each holds a copy of the model
+WORK_PER_PASS = 1.2e10  # multiply-accumulates of a timed pass: a third of a second on two cores
 ROUNDS = 5
 DENSE = "dense, exact folds"
 

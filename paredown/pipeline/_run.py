@@ -16,7 +16,7 @@ from paredown.bundle import Bundle
 from paredown.errors import GateFailed, InfeasibleBudget
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import Candidate, control, dense_candidates, student_candidates
-from paredown.pipeline._gate import Judged, chosen, closest, judge, timed, timed_control
+from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare
 from paredown.pipeline._settings import Progress, Settings
@@ -72,6 +72,9 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress,
     judged, baseline, reference = _judged(candidates, prepared, settings, progress)
     best = chosen(judged, settings)
     shown = best or closest(judged, settings)
+    names = [j.candidate.name for j in judged]
+    judged = pictured(judged, prepared, settings, reference, progress)
+    shown = judged[names.index(shown.candidate.name)]
     facts = _facts.gather(
         settings,
         prepared,

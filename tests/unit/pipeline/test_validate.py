@@ -1,0 +1,45 @@
+"""Proving a bundle again, and two things side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import paredown
+from tests.unit.pipeline.conftest import Desk
+
+
+@pytest.fixture(scope="session")
+def made(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "slim"
+    paredown.prune(desk.model, data=desk.train, eval=desk.test, out=out, speedup=1.01, minutes=0, threads=1)
+    return out
+
+
+def test_validate_measures_the_claim_again(made: Path, desk: Desk) -> None:
+    facts = paredown.validate(made, eval=desk.test, threads=1)
+    claim = paredown.load(made).report()
+    assert facts["quality_dense"] == 1.0
+    assert facts["samples"] == 700
+    assert facts["quality_pruned"] == pytest.approx(claim["quality_pruned"], abs=0.1)
+    assert facts["parity"] is not None and facts["parity"] < 1e-4
+    assert facts["speedup"]["value"] > 0 and facts["verdict"]
+
+
+def test_validate_says_no_to_a_budget_that_is_not_met(made: Path, desk: Desk) -> None:
+    facts = paredown.validate(made, eval=desk.test, max_drop=0.0, threads=1)
+    assert facts["accepted"] is False
+    assert "bound on the drop" in facts["verdict"]
+
+
+def test_bench_of_a_model_and_its_bundle(made: Path, desk: Desk) -> None:
+    facts = paredown.bench(desk.model, made, threads=1)
+    assert {row["name"].split()[-1] for row in facts["rows"]} >= {"torch", "onnxruntime", "openvino"}
+    assert facts["speedup"]["low"] <= facts["speedup"]["value"] <= facts["speedup"]["high"]
+
+
+def test_bench_of_a_bundle_with_itself_is_a_tie(made: Path) -> None:
+    facts = paredown.bench(made, made, threads=1)
+    assert len(facts["rows"]) == 2
+    assert facts["speedup"]["low"] < 1.5 and facts["speedup"]["high"] > 0.67
