@@ -122,7 +122,7 @@ def write_bundle(
         files["model.onnx"] = best.file
     xml = ov.export(files["model.onnx"], work.path("model.xml"))
     files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
-    if settings.uniform and huggingface.expressible(prepared.anatomy, best.plan) is None:
+    if settings.uniform:
         folder = work.path("huggingface")
         if not folder.exists():
             huggingface.export(best.model, prepared.loaded.tokenizer, folder, anatomy=prepared.anatomy, plan=best.plan)

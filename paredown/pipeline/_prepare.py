@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +23,11 @@ from paredown.types import Anatomy, Array
 BATCH = 64  # texts of an Offline batch, sorted by length
 TIMED_TEXTS = 256  # enough for the shape of the length histogram
 TIMED_SINGLES = 40
-TIMED_TOKENS = 60_000  # of the Offline texts together: long texts need fewer of them
+TIMED_TOKENS = 16_000  # of the Offline texts together: long texts need fewer of them
+TIMED_BATCH_TOKENS = 4096  # of one Offline batch: 64 texts of up to 64 tokens, 8 of 512
+CALIBRATION_BATCH_TOKENS = 2048  # of one batch with gradients: autograd keeps every layer's attention scores
+EVALUATED_TOKENS = 200_000  # of a split: long texts are judged on fewer of them, or judging would take hours
+EVALUATED_TEXTS = 400  # at least
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,28 @@ def prepare(settings: Settings) -> Prepared:
     anatomy = describe_loaded(loaded, folded)
     length = min(loaded.max_length, settings.max_length or loaded.max_length)
     names = Encoder(folded, anatomy.layout).input_names
-    tokens = {
-        name: tokenize(loaded.tokenizer, task.all_texts(part), max_length=length, input_names=names)
-        for name, part in (("calibration", splits.calibration), ("guardrail", splits.guardrail), ("test", splits.test))
-    }
+    tokens, parts, notes = {}, {}, list(splits.notes)
+    for name in ("calibration", "guardrail", "test"):
+        part: TextData = getattr(splits, name)
+        tokens[name] = tokenize(loaded.tokenizer, task.all_texts(part), max_length=length, input_names=names)
+        parts[name] = part
+        count = len(part) if name == "calibration" else _affordable(tokens[name], len(part))
+        if count < len(part):
+            notes.append(f"{count} of {len(part)} {name} texts are used: they are long ({EVALUATED_TOKENS} tokens).")
+            parts[name] = part.take(np.arange(count))
+            rows = np.arange(len(tokens[name])).reshape(-1, len(part))[:, :count].ravel()
+            tokens[name] = replace(tokens[name], ids=tuple(tokens[name].ids[i] for i in rows))
     cut_off = sum(one.truncated for one in tokens.values())
-    notes = splits.notes + (
-        (f"{cut_off} texts are longer than {length} tokens and were truncated.",) if cut_off else ()
-    )
-    return Prepared(loaded, folded, anatomy, folds, task, splits, **tokens, notes=notes)
+    if cut_off:
+        notes.append(f"{cut_off} texts are longer than {length} tokens and were truncated.")
+    splits = replace(splits, guardrail=parts["guardrail"], test=parts["test"])
+    return Prepared(loaded, folded, anatomy, folds, task, splits, **tokens, notes=tuple(notes))
+
+
+def _affordable(tokens: Tokens, examples: int) -> int:
+    """How many of the first examples to judge on; an example has one text, or two."""
+    cost = tokens.lengths.reshape(-1, examples).sum(axis=0)
+    return min(examples, max(EVALUATED_TEXTS, int(np.searchsorted(np.cumsum(cost), EVALUATED_TOKENS)) + 1))
 
 
 def describe_loaded(loaded: LoadedModel, model: Any) -> Anatomy:
@@ -113,20 +130,21 @@ def timing_batches(
 ) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
     """Length-sorted batches of a sample of the texts, and single texts of another."""
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(tokens.ids))
-    lengths = np.asarray([len(tokens.ids[i]) for i in order])
-    fits = int(np.searchsorted(np.cumsum(lengths), TIMED_TOKENS)) + 1
-    offline = order[: max(min(TIMED_TEXTS, fits), min(batch_size, len(order)))]
-    batches = [arrays for _, arrays in length_sorted_batches(tokens, batch_size=batch_size, indices=offline)]
+    order = rng.permutation(len(tokens))
+    fits = int(np.searchsorted(np.cumsum(tokens.lengths[order]), TIMED_TOKENS)) + 1
+    offline = order[: min(TIMED_TEXTS, fits)]
+    found = length_sorted_batches(tokens, batch_size=batch_size, indices=offline, most_tokens=TIMED_BATCH_TOKENS)
+    batches = [arrays for _, arrays in found]
     singles = [arrays for _, arrays in length_sorted_batches(tokens, batch_size=1, indices=order[-TIMED_SINGLES:])]
     return list(batches), list(singles)
 
 
 def calibration_batches(tokens: Tokens, *, most_tokens: int, most_texts: int = 4096) -> list[Mapping[str, Array]]:
     """Length-sorted batches of the first calibration texts (they are in random order) up to a number of tokens."""
-    lengths = np.asarray([len(one) for one in tokens.ids])
-    count = min(most_texts, int(np.searchsorted(np.cumsum(lengths), most_tokens)) + 1, len(lengths))
-    chosen = length_sorted_batches(tokens, batch_size=32, indices=np.arange(count))
+    count = min(most_texts, int(np.searchsorted(np.cumsum(tokens.lengths), most_tokens)) + 1, len(tokens))
+    chosen = length_sorted_batches(
+        tokens, batch_size=64, indices=np.arange(count), most_tokens=CALIBRATION_BATCH_TOKENS
+    )
     shuffled = np.random.default_rng(0).permutation(len(chosen))  # the last ones judge: they must not be the longest
     return [chosen[i][1] for i in shuffled]
 
@@ -135,8 +153,3 @@ def outputs_of(encoder: Encoder, tokens: Tokens) -> Array:
     """What the encoder gives for every text [N, ...], in order, in full precision."""
     with torch.inference_mode():
         return run_batches(lambda arrays: encoder(**tensors(arrays, encoder)).numpy(), tokens)
-
-
-def take(tokens: Tokens, indices: Sequence[int] | Array) -> Tokens:
-    """The tokens of some of the texts."""
-    return Tokens(tuple(tokens.ids[i] for i in indices), tokens.pad_id, tokens.input_names, 0)

@@ -32,7 +32,7 @@ AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan
 ROUNDS = 4  # of solving again
 MOSTLY_KEPT = 0.6  # of the parameters of its layers: a student keeps as many layers as leave it that
 EXTRA_TEXTS = 1.0  # made-up texts per real one to distil on
-TEACHING_SHARE = 0.1  # of the minutes at most go into the teacher's outputs on made-up texts
+TEACHING_SHARE = (0.2, 0.1)  # of the minutes at most for the teacher's outputs on real and on made-up texts, on top
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,12 @@ class Workshop:
     def _at_depth(self, table: LatencyTable, seconds: float, depth: int) -> Plan:
         anatomy = self.prepared.anatomy
         layers = spread(anatomy.group("layers").units, depth)
-        groups = tuple(g for g in anatomy.groups if g.kind != "layer" and g.layer in layers)
+        least = self.limits.multiple_of if self.limits.uniform else 0  # a stock config cannot say "no FFN"
+        groups = tuple(
+            replace(g, minimum=least if g.kind == "neuron" else 0)
+            for g in anatomy.groups
+            if g.kind != "layer" and g.layer in layers
+        )
         part = replace(anatomy, groups=groups)
         costs = planning.latency_costs(part, table)
         budget = Budget("latency", min(1.0, seconds / costs.dense))
@@ -176,7 +181,7 @@ class Workshop:
 
     def distilled(self, student: Student, minutes: float) -> Student:
         """The student after so many minutes of learning the dense model's outputs; goes on where it was stopped."""
-        wanted, extra, extra_wanted = self._lessons()
+        tokens, wanted, extra, extra_wanted = self._lessons()
         name = student.name
         self.progress.stage(f"Distilling {name}", minutes * 60)
         spent = 0.0
@@ -189,7 +194,7 @@ class Workshop:
         model, history = distill.recover(
             student.model,
             layout=self.prepared.anatomy.layout,
-            tokens=self.prepared.calibration,
+            tokens=tokens,
             wanted=wanted,
             extra_tokens=extra,
             extra_wanted=extra_wanted,
@@ -203,16 +208,20 @@ class Workshop:
         )
         return replace(student, model=model, recovery=student.recovery + curve)
 
-    def _lessons(self) -> tuple[Tensor, Tokens | None, Tensor | None]:
-        """The teacher's outputs on the calibration texts, and made-up texts with its outputs on them."""
+    def _lessons(self) -> tuple[Tokens, Tensor, Tokens | None, Tensor | None]:
+        """Calibration texts with the teacher's outputs, and made-up texts with its outputs on them."""
         prepared = self.prepared
         encoder, tokens = prepared.encoder, prepared.calibration
 
+        minute = 60 * self.settings.minutes
+
         def real() -> dict[str, Tensor]:
             self.progress.stage("Asking the dense model", len(tokens))
-            return {"wanted": distill.teach(encoder, tokens, progress=self.progress.advance)}
+            budget = TEACHING_SHARE[0] * minute
+            return {"wanted": distill.teach(encoder, tokens, seconds=budget, progress=self.progress.advance)}
 
         wanted = self.work.tensors("taught", real)["wanted"]
+        tokens = replace(tokens, ids=tokens.ids[: len(wanted)])
         count = int(EXTRA_TEXTS * len(tokens))
         texts = augment(prepared.task.all_texts(prepared.splits.calibration), count, seed=self.settings.seed)
         length = int(tokens.lengths.max())
@@ -220,13 +229,13 @@ class Workshop:
 
         def made_up() -> dict[str, Tensor]:
             self.progress.stage("Asking it about made-up texts", len(extra))
-            budget = TEACHING_SHARE * self.settings.minutes * 60
+            budget = TEACHING_SHARE[1] * minute
             return {"wanted": distill.teach(encoder, extra, seconds=budget, progress=self.progress.advance)}
 
         taught = self.work.tensors("taught-extra", made_up)["wanted"]
         if not len(taught):
-            return wanted, None, None
-        return wanted, Tokens(extra.ids[: len(taught)], extra.pad_id, extra.input_names, 0), taught
+            return tokens, wanted, None, None
+        return tokens, wanted, Tokens(extra.ids[: len(taught)], extra.pad_id, extra.input_names, 0), taught
 
 
 def spread(total: int, depth: int) -> tuple[int, ...]:

@@ -54,15 +54,13 @@ def solve(costs: Sequence[Array], errors: Sequence[Array], budget: float) -> tup
     for g, (cost, error) in enumerate(zip(costs, errors, strict=True)):
         total = np.add.outer(spent, cost).ravel()
         loss = np.add.outer(lost, error).ravel()
-        order = np.flatnonzero(total <= most(budget) - rest[g + 1])
+        order = np.flatnonzero(total <= most(budget) - rest[g + 1])  # every pair kept leads to an end
         order = order[np.lexsort((loss[order], total[order]))]
         lowest = np.minimum.accumulate(loss[order])
         order = order[np.append(True, lowest[1:] < lowest[:-1])]
         if len(order) > classes:
             kind = (total[order] * (classes / total[order[-1]])).astype(np.int64)
-            last = np.append(kind[1:] != kind[:-1], True)  # of each class the pair of least error
-            last[0] = True  # and the cheapest of all, which surely leads to an end
-            order = order[last]
+            order = order[np.append(kind[1:] != kind[:-1], True)]  # of each class the pair of least error
         spent, lost = total[order], loss[order]
         trail.append((order // len(cost), order % len(cost)))
     pair = len(spent) - 1

@@ -25,7 +25,7 @@ from paredown.calibration import distance, evaluating, tensors
 from paredown.encoder import Encoder
 from paredown.errors import BadData
 from paredown.recovery._checkpoint import Checkpoint, Progress, State
-from paredown.tasks import Tokens, pad
+from paredown.tasks import Tokens, pad, similar_lengths
 from paredown.types import Array, Layout
 
 __all__ = ["Progress", "learning_rate", "recover", "teach"]
@@ -33,6 +33,7 @@ __all__ = ["Progress", "learning_rate", "recover", "teach"]
 Model = TypeVar("Model", bound=nn.Module)
 
 BATCH = 64
+BATCH_TOKENS = 4096  # of a training batch, padding included: autograd keeps every layer's attention scores
 WARM_UP = 0.05  # share of the time
 LOGIT_WEIGHT = 0.05  # of the squared error of the logits: it still teaches where softmax is saturated
 CHECKPOINT_SECONDS = 30.0
@@ -68,14 +69,13 @@ def teach(
             if time.monotonic() - begun >= seconds:
                 break
             chunk = np.arange(first, min(first + size, len(tokens)))
-            order = chunk[np.argsort(tokens.lengths[chunk], kind="stable")]
+            batches = similar_lengths(tokens.lengths, chunk, batch_size=BATCH)
             outputs: list[Tensor] = []
-            for start in range(0, len(order), BATCH):
-                rows = order[start : start + BATCH]
+            for rows in batches:
                 outputs.append(encoder(**_inputs(encoder, tokens, rows)).float())
                 if progress:
                     progress(len(rows))
-            parts.append(torch.cat(outputs)[torch.from_numpy(np.argsort(order))])
+            parts.append(torch.cat(outputs)[torch.from_numpy(np.argsort(np.concatenate(batches)))])
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
 
@@ -237,8 +237,7 @@ def _lessons(tokens: Tokens, *, seed: int) -> Iterator[Array]:
         order = rng.permutation(len(lengths))
         for start in range(0, len(order), BATCH * 40):
             chunk = order[start : start + BATCH * 40]
-            chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
-            parts = [chunk[i : i + BATCH] for i in range(0, len(chunk), BATCH)]
+            parts = similar_lengths(lengths, chunk, batch_size=BATCH, most_tokens=BATCH_TOKENS)
             for i in rng.permutation(len(parts)):
                 yield parts[i]
 
@@ -246,13 +245,11 @@ def _lessons(tokens: Tokens, *, seed: int) -> Iterator[Array]:
 def _judge(encoder: Encoder, tokens: Tokens, wanted: Tensor) -> float:
     """Mean divergence from the teacher on the held-out texts, in full precision."""
     total = 0.0
-    order = np.argsort(tokens.lengths, kind="stable")
     with torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
+        for rows in similar_lengths(tokens.lengths, np.arange(len(tokens)), batch_size=BATCH):
             output = encoder(**_inputs(encoder, tokens, rows))
             total += float(distance(output, wanted[torch.from_numpy(rows)], encoder.output_name).sum())
-    return total / len(order)
+    return total / len(tokens)
 
 
 def _half_precision_pays(encoder: Encoder) -> bool:

@@ -19,6 +19,7 @@ from paredown.tasks._text import (
     max_length_of,
     pad,
     run_batches,
+    similar_lengths,
     split,
     tokenize,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "pad",
     "read_table",
     "run_batches",
+    "similar_lengths",
     "split",
     "tokenize",
 ]
