@@ -72,6 +72,8 @@ class Stopwatch:
                     *(self._alternative(f"{start + i}", s) for i, s in enumerate(part)),
                 ]
             )
+            for probed in self.work.folder.glob("probe-*.onnx"):
+                probed.unlink()  # each is as large as the model
             reference = self._seconds(timings[DENSE])
             self.dense = self.dense or float(np.median(reference))
             for i, shape in enumerate(part):
@@ -111,11 +113,16 @@ class Stopwatch:
             loaded = self.prepared.loaded
             options = {"plan": first_units(self.prepared, widths).to_json(), "task": loaded.task}
             return Alternative(name, _loaders.CUT, loaded.source, options)
+        if widths == self.full:
+            return Alternative(name, self._loader, str(self.dense_onnx))
         path = self.work.path(f"probe-{hashlib.sha256(repr(widths).encode()).hexdigest()[:12]}.onnx")
         if not path.exists():
             probe(self.dense_onnx, path, widths)
-        loader = _loaders.ONNX if self.settings.target == "onnxruntime" else _loaders.OPENVINO
-        return Alternative(name, loader, str(path))
+        return Alternative(name, self._loader, str(path))
+
+    @property
+    def _loader(self) -> str:
+        return _loaders.ONNX if self.settings.target == "onnxruntime" else _loaders.OPENVINO
 
     def _seconds(self, timing: Timing) -> Array:
         """[R]: what a round took by this stopwatch's metric."""

@@ -49,7 +49,11 @@ def run(settings: Settings, progress: Progress) -> Bundle:
         work = Work(out, settings.key)
         if work.resumed:
             progress.say("Going on from where an earlier run with the same settings stopped.")
-        return _run(settings, prepared, work, progress, begun)
+        try:
+            return _run(settings, prepared, work, progress, begun)
+        except InfeasibleBudget:
+            work.discard()  # other settings will be tried next, and they begin anew
+            raise
     finally:
         torch.set_num_threads(before)
 
