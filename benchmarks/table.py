@@ -22,7 +22,7 @@ def latest() -> dict[str, dict[str, Any]]:
     """The last record of step "prune" of every benchmark."""
     lines = (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines if line.strip()]
-    return {record["benchmark"]: record for record in records if record.get("step") == "prune"}
+    return {r["benchmark"]: r for r in records if r.get("step") == "prune" and "speedup" in r}
 
 
 def row(name: str, record: dict[str, Any]) -> str:

@@ -22,6 +22,19 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain, allow_nan=False)
 
 
+def finite(value: object) -> object:
+    """The value as plain JSON types with None for every number that is not finite, which JSON cannot say."""
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return finite(_plain(value))
+    return finite(value.tolist()) if isinstance(value, np.ndarray) else value
+
+
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

@@ -13,7 +13,7 @@ import numpy as np
 from paredown import registry
 from paredown.encoder import Encoder
 from paredown.pipeline import _loaders
-from paredown.pipeline._prepare import Prepared, outputs_of
+from paredown.pipeline._prepare import Prepared, describe_loaded, outputs_of
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
@@ -68,7 +68,8 @@ def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progres
     progress.stage("Exporting the dense model")
     loaded = prepared.loaded
     size = parameters(loaded.model)
-    stock = work.file("dense-stock.onnx", lambda path: export_stock(prepared.encoder, path))
+    plain = Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout)
+    stock = work.file("dense-stock.onnx", lambda path: export_stock(plain, path))
     folded = work.file("dense.onnx", lambda path: ort.export(prepared.encoder, path))
     quantized = work.file("dense-int8.onnx", lambda path: int8.quantize(folded, path))
     identity = Plan(prepared.anatomy.fingerprint, prepared.anatomy.identity(), source="nothing cut")
@@ -98,7 +99,7 @@ def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progres
             Alternative("dense int8", _loaders.ONNX, str(quantized)),
             **about,
             file=quantized,
-            eligible=settings.target == "onnxruntime",
+            eligible=settings.target == "onnxruntime" and not settings.uniform,
         )
     )
     return found
@@ -141,11 +142,21 @@ def control(prepared: Prepared, settings: Settings, progress: Progress) -> list[
     if not prepared.classifies or data.labels is None or len(np.unique(data.labels)) < 2:
         return []
     progress.stage("Fitting the TF-IDF control")
-    fitted = fit_tfidf(data, num_classes=prepared.model.config.num_labels)
+    try:
+        fitted = fit_tfidf(data, num_classes=prepared.model.config.num_labels)
+    except ValueError as error:  # scikit-learn's for texts without a word of two letters
+        progress.say(f"No TF-IDF control: {error}")
+        return []
     note = "a control: not a candidate for the bundle"
     return [
         Candidate("TF-IDF + logistic regression", "tfidf", "scikit-learn", "fp64", None, note=note, predictor=fitted)
     ]
+
+
+def plain_file(candidate: Candidate) -> Path:
+    """The fp32 ONNX file of a candidate, also of one that is served in int8."""
+    assert candidate.file is not None
+    return candidate.file.with_name(candidate.file.name.replace("-int8.onnx", ".onnx"))
 
 
 def has_openvino() -> bool:

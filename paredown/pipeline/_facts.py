@@ -13,7 +13,7 @@ from paredown import __version__
 from paredown import bundle as bundles
 from paredown.bundle import Bundle
 from paredown.encoder import Encoder
-from paredown.pipeline._candidates import Candidate
+from paredown.pipeline._candidates import BASELINE, Candidate, has_openvino, plain_file
 from paredown.pipeline._gate import Judged, as_row
 from paredown.pipeline._latency import widths_of
 from paredown.pipeline._prepare import Prepared, outputs_of
@@ -23,8 +23,8 @@ from paredown.pipeline._work import Work
 from paredown.report import html
 from paredown.targets import huggingface
 from paredown.targets import openvino as ov
-from paredown.tasks import Tokens, run_batches
-from paredown.types import Array, canonical_json
+from paredown.tasks import Tokens
+from paredown.types import Array, canonical_json, finite
 from paredown.validation import parity
 from paredown.validation.machine import card
 from paredown.validation.quality import paired_drop
@@ -53,7 +53,9 @@ def gather(
     dense = outputs_of(prepared.encoder, prepared.test)
     small = shown.candidate.outputs(prepared, prepared.test, texts, settings.threads)
     drop = paired_drop(task, dense, small, data, confidence=settings.confidence, seed=settings.seed)
-    assert baseline.timing is not None and shown.timing is not None
+    timed = [j for j in judged if j.candidate.kind == BASELINE and j.timing is not None]
+    quickest = min(timed, key=lambda j: j.timing.latency_ms_p50 if j.timing else np.inf)
+    assert baseline.timing is not None and shown.timing is not None and quickest.timing is not None
     machine = card()
     found = {
         "accepted": accepted,
@@ -73,13 +75,15 @@ def gather(
         "drop": drop.interval,
         "speedup": ratio(baseline.timing, shown.timing),
         "speedup_against": f"{baseline.candidate.target} fp32 dense",
-        "latency_ms_p50": {"dense": baseline.timing.latency_ms_p50, "pruned": shown.timing.latency_ms_p50},
-        "latency_speedup": latency_ratio(baseline.timing, shown.timing),
+        "latency_ms_p50": {"dense": quickest.timing.latency_ms_p50, "pruned": shown.timing.latency_ms_p50},
+        "latency_speedup": latency_ratio(quickest.timing, shown.timing),
+        "latency_against": f"{quickest.candidate.target} fp32 dense",
+        "rounds": len(shown.timing.offline_seconds),
         "texts_per_second": {
             "dense": baseline.timing.texts_per_second,
             "pruned": shown.timing.texts_per_second,
         },
-        "parameters_dense": next(j.candidate.parameters for j in judged if j.candidate is baseline.candidate),
+        "parameters_dense": baseline.candidate.parameters,
         "parameters_pruned": shown.candidate.parameters,
         "minutes": minutes,
         "bundle": settings.out,
@@ -105,7 +109,7 @@ def gather(
         "versions": {"paredown": __version__, **machine["libraries"]},
     }
     found["verdict"] = _verdict(found, shown, judged, settings)
-    plain: dict[str, Any] = json.loads(canonical_json(found).replace("NaN", "null"))
+    plain: dict[str, Any] = json.loads(canonical_json(finite(found)))
     return plain
 
 
@@ -115,13 +119,12 @@ def write_bundle(
     """The bundle of the candidate with its files and its report, at the folder the settings name."""
     assert best.plan is not None and best.file is not None
     files = {"report.html": html.write(facts, work.path("report.html"))}
+    files["model.onnx"] = plain_file(best)
     if best.precision == "int8":
-        plain = work.path(best.file.name.replace("-int8.onnx", ".onnx"))
-        files |= {"model-int8.onnx": best.file, "model.onnx": plain}
-    else:
-        files["model.onnx"] = best.file
-    xml = ov.export(files["model.onnx"], work.path("model.xml"))
-    files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
+        files["model-int8.onnx"] = best.file
+    if has_openvino():
+        xml = ov.export(files["model.onnx"], work.path("model.xml"))
+        files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
     if settings.uniform:
         folder = work.path("huggingface")
         if not folder.exists():
@@ -152,16 +155,24 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
         f"{drop.value * unit:.2f} {words} lost on the test split"
     )
     if not found["accepted"]:
-        bound = f", bound {shown.drop.bound * unit:.2f}" if shown.drop else ""
-        gate = f" above the permitted {settings.gate * unit:g}" if settings.gate is not None and bound else ""
-        return f"No candidate passed. The closest is {shown.candidate.name}{bound}{gate}: {figures}."
+        why = f" ({shown.reason.removeprefix('not tried: ')})" if shown.reason else ""
+        if shown.passed is False and shown.drop is not None and settings.gate is not None:
+            why = f" (bound on its drop {shown.drop.bound * unit:.2f}, above the permitted {settings.gate * unit:g})"
+        return f"No candidate passed. The closest is {shown.candidate.name}{why}: {figures}."
+    faster = [
+        j
+        for j in judged
+        if not j.candidate.eligible and j.seconds < shown.seconds and (j.candidate.kind == BASELINE or j.passed)
+    ]
+    names = " and ".join(j.candidate.name for j in sorted(faster, key=lambda j: j.seconds))
+    aside = f" Faster at no more loss than permitted: {names}; consider that first." if names else ""
+    if speed.value <= 1:
+        return f"Do not prune for {found['target']}: nothing tried is faster than {found['speedup_against']}.{aside}"
     kind = shown.candidate.kind
     advice = {
         "folded": "Do not prune: use the dense model with its exact folds",
         "dense-int8": "Do not prune: use the dense model in int8",
     }.get(kind, f"Use {shown.candidate.name}")
-    cheaper = [j for j in judged if j.candidate.kind == "tfidf" and j.passed]
-    aside = " TF-IDF with logistic regression passes the same gate: consider it first." if cheaper else ""
     return f"{advice}: {figures}.{aside}"
 
 
@@ -199,8 +210,10 @@ def _grid(
         return []
     longest = prepared.loaded.max_length
     grid = [(batch, length) for batch, length in GRID if length <= longest]
-    names = prepared.encoder.input_names
-    batches = [_filled(batch, length, names) for batch, length in grid]
+    if not grid:
+        return []
+    names, vocabulary = prepared.encoder.input_names, prepared.model.config.vocab_size
+    batches = [_filled(batch, length, names, vocabulary) for batch, length in grid]
     progress.stage("Timing by length and batch")
     pair = [Alternative("dense", dense.alternative.loader, dense.alternative.path, dense.alternative.options)]
     pair.append(Alternative("pruned", small.alternative.loader, small.alternative.path, small.alternative.options))
@@ -213,22 +226,22 @@ def _grid(
     return rows
 
 
-def _filled(batch: int, length: int, names: Sequence[str]) -> dict[str, Array]:
-    ids = np.random.default_rng(0).integers(5, 100, (batch, length))
+def _filled(batch: int, length: int, names: Sequence[str], vocabulary: int) -> dict[str, Array]:
+    ids = np.random.default_rng(0).integers(min(5, vocabulary - 1), min(100, vocabulary), (batch, length))
     arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     return {name: arrays[name] for name in names}
 
 
 def _parity(prepared: Prepared, candidate: Candidate, settings: Settings) -> float | None:
-    """Largest difference of the fp32 ONNX file from torch; None for int8, which is another function by design."""
-    if candidate.precision != "fp32" or candidate.file is None:
+    """Largest difference from torch of the fp32 ONNX file that the bundle holds, also where int8 is what serves."""
+    if candidate.file is None:
         return None
     from paredown.targets import onnxruntime as ort
     from paredown.targets.torch import load_encoder
 
     encoder = Encoder(candidate.model, prepared.anatomy.layout)
     threads = settings.threads or card()["cores"]
-    onnx, plain = ort.load(candidate.file, threads=threads), load_encoder(encoder, threads=threads)
+    onnx, plain = ort.load(plain_file(candidate), threads=threads), load_encoder(encoder, threads=threads)
     name = encoder.output_name
     try:
         return parity.check(
@@ -237,11 +250,8 @@ def _parity(prepared: Prepared, candidate: Candidate, settings: Settings) -> flo
             input_names=encoder.input_names,
             vocabulary=prepared.model.config.vocab_size,
             tolerance=PARITY,
+            longest=prepared.loaded.max_length,
         )
     finally:
         onnx.close()
-
-
-def evaluate(run: Any, tokens: Tokens) -> Array:
-    """Outputs [N, ...] of a runner's one output over all texts."""
-    return run_batches(lambda arrays: next(iter(run(arrays).values())), tokens)
+        plain.close()

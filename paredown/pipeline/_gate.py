@@ -18,7 +18,6 @@ from paredown.validation.timing import Timing, latency_ratio, measure, ratio
 
 ROUNDS = 11
 SECONDS = 60.0  # of the final timing at most, once three rounds are done
-MOST_TIMED = 10  # workers alive together
 TOLERANCE = 0.95  # of a speed target: what counts as reaching it
 
 
@@ -92,7 +91,6 @@ def judge(
     prepared: Prepared,
     settings: Settings,
     reference: Array,
-    dense_seconds: float,
     progress: Progress,
 ) -> list[Judged]:
     """Every candidate with its verdict: the guardrail texts decide, fastest first, and the first to pass ends it.
@@ -108,7 +106,7 @@ def judge(
         if done:
             verdicts[one.candidate.name] = replace(one, reason="not tried: a faster one passed")
             continue
-        slow = too_slow(one, settings, dense_seconds)
+        slow = too_slow(one, settings)
         if slow:
             verdicts[one.candidate.name] = replace(one, reason=f"not tried: {slow}")
             continue
@@ -162,10 +160,10 @@ def closest(judged: Sequence[Judged], settings: Settings) -> Judged:
     return min(pruned, key=lambda j: j.seconds)
 
 
-def too_slow(one: Judged, settings: Settings, dense_seconds: float) -> str:
+def too_slow(one: Judged, settings: Settings) -> str:
     """Why a candidate misses the speed dial; empty if it does not, or if quality is the dial."""
-    if settings.dial == "speedup" and settings.speedup is not None:
-        reached = dense_seconds / one.seconds
+    if settings.speedup is not None and one.speedup is not None:
+        reached = one.speedup.value
         return "" if reached >= TOLERANCE * settings.speedup else f"{reached:.2f} times is too slow"
     if settings.dial == "latency_ms" and settings.latency_ms is not None and one.timing is not None:
         p50 = one.timing.latency_ms_p50

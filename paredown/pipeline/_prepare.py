@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from paredown import registry
+from paredown import __version__, registry
 from paredown.anatomy import describe
 from paredown.calibration import tensors
 from paredown.encoder import Encoder
@@ -18,7 +19,8 @@ from paredown.models import LoadedModel, load_model
 from paredown.pipeline._settings import Settings
 from paredown.surgery import fold
 from paredown.tasks import Splits, Task, TextData, Tokens, length_sorted_batches, run_batches, split, tokenize
-from paredown.types import Anatomy, Array
+from paredown.types import Anatomy, Array, canonical_json
+from paredown.validation.machine import card
 
 BATCH = 64  # texts of an Offline batch, sorted by length
 TIMED_TEXTS = 256  # enough for the shape of the length histogram
@@ -85,6 +87,19 @@ def prepare(settings: Settings) -> Prepared:
         notes.append(f"{cut_off} texts are longer than {length} tokens and were truncated.")
     splits = replace(splits, guardrail=parts["guardrail"], test=parts["test"])
     return Prepared(loaded, folded, anatomy, folds, task, splits, **tokens, notes=tuple(notes))
+
+
+def run_key(settings: Settings, prepared: Prepared) -> str:
+    """Names a run by all that its results depend on: settings, texts, weights, versions, machine."""
+    machine = card()
+    about = [settings, __version__, machine["libraries"], machine["cpu"], machine["cores"]]
+    found = hashlib.sha256(canonical_json(about).encode())
+    for part in (prepared.calibration, prepared.guardrail, prepared.test):
+        for ids in part.ids:
+            found.update(ids.tobytes())
+    for tensor in prepared.model.state_dict().values():
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _affordable(tokens: Tokens, examples: int) -> int:

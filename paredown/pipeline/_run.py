@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,18 @@ import torch
 
 from paredown import bundle as bundles
 from paredown.bundle import Bundle
-from paredown.errors import GateFailed, InfeasibleBudget
+from paredown.errors import GateFailed, InfeasibleBudget, ParedownError
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import Candidate, control, dense_candidates, student_candidates
-from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control
+from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
 from paredown.pipeline._latency import Stopwatch
-from paredown.pipeline._prepare import Prepared, outputs_of, prepare
+from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student, Workshop, drop_layers, spread
 from paredown.pipeline._work import Work
 from paredown.surgery import cut
 from paredown.targets import huggingface
-from paredown.types import Limits
+from paredown.types import Limits, Plan
 from paredown.validation.machine import cores
 
 # Speed-ups asked of students before int8, and the share of the minutes each is distilled for. Without training a model
@@ -38,7 +40,7 @@ MARGIN = 1.02  # a speed that is promised is planned for with this much to spare
 def run(settings: Settings, progress: Progress) -> Bundle:
     """See `paredown.pipeline.prune`."""
     begun = time.monotonic()
-    out = Path(settings.out)
+    out = Path(settings.out).expanduser().resolve()
     bundles.check_free(out)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or cores())
@@ -46,7 +48,7 @@ def run(settings: Settings, progress: Progress) -> Bundle:
         progress.stage("Reading model and data")
         prepared = prepare(settings)
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Work(out, settings.key)
+        work = Work(out, run_key(settings, prepared))
         if work.resumed:
             progress.say("Going on from where an earlier run with the same settings stopped.")
         try:
@@ -75,6 +77,8 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress,
 
     judged, baseline, reference = _judged(candidates, prepared, settings, progress)
     best = chosen(judged, settings)
+    if best is None and _holds_accepted(settings.out):  # a good bundle does not give way to a rejected one
+        settings = replace(settings, out=f"{settings.out}-rejected")
     shown = best or closest(judged, settings)
     names = [j.candidate.name for j in judged]
     judged = pictured(judged, prepared, settings, reference, progress)
@@ -100,6 +104,13 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress,
     return saved
 
 
+def _holds_accepted(folder: str) -> bool:
+    try:
+        return bool(bundles.load(Path(folder).expanduser(), verify=False).manifest["accepted"])
+    except ParedownError:
+        return False
+
+
 def _judged(
     candidates: Sequence[Candidate], prepared: Prepared, settings: Settings, progress: Progress
 ) -> tuple[list[Judged], Judged, Any]:
@@ -108,8 +119,9 @@ def _judged(
     assert baseline.timing is not None
     texts = prepared.task.all_texts(prepared.splits.guardrail)
     judged = [timed_control(j, texts, baseline.timing) if j.candidate.predictor is not None else j for j in judged]
+    _check_reached(settings, judged)
     reference = outputs_of(prepared.encoder, prepared.guardrail)
-    verdicts = judge(judged, prepared, settings, reference, baseline.seconds, progress)
+    verdicts = judge(judged, prepared, settings, reference, progress)
     return verdicts, next(j for j in verdicts if j.candidate is fastest), reference
 
 
@@ -136,31 +148,34 @@ def _students(shop: Workshop, dense_seconds: float) -> list[Student]:
             wanted = [wanted[1]] + [(f"{s:g} times, distilled", dense_seconds / s, share) for s, share in TRAINED]
     else:
         goal = settings.latency_ms or dense_seconds / (settings.speedup or 1.0)
-        if goal >= shop.watch.dense and settings.dial == "speedup":
-            return []
+        if goal >= shop.watch.dense:
+            return []  # the dense model with its exact folds is fast enough
         share = 1 - LAYER_DROP_SHARE if settings.minutes else 0.0
         wanted = [("at the target", goal / MARGIN, share)]
-    students, missed = [], None
+    students: list[Student] = []
     for name, seconds, share in wanted:
         try:
-            plan, predictions = shop.plan(name, seconds, depth=_depth(shop, share))
+            plan, predictions = _planned(shop, name, seconds, share)
         except InfeasibleBudget as error:
-            missed = error
-            continue
+            if settings.dial == "max_drop":
+                continue
+            name = "as fast as pruning goes"  # in int8 it may still reach the target
+            plan, predictions = _planned(shop, name, error.closest * 1.01, share)
         student = shop.refit(name, plan, predictions=predictions)
         if share and settings.minutes:
             student = shop.distilled(student, settings.minutes * share)
         students.append(student)
-    if missed is not None and settings.dial != "max_drop":
-        raise _infeasible(settings, dense_seconds, missed)
     if settings.minutes:
         students += _layer_drop(shop, students)
     return students
 
 
-def _depth(shop: Workshop, share: float) -> int | None:
-    """Untrained students keep every layer: closed-form recovery bridges narrower layers, not missing ones."""
-    return None if share else shop.prepared.anatomy.group("layers").units
+def _planned(shop: Workshop, name: str, seconds: float, share: float) -> tuple[Plan, tuple[dict[str, Any], ...]]:
+    """The plan of a student. Untrained ones keep every layer if they can: re-fitting bridges narrower layers better."""
+    if not share:
+        with contextlib.suppress(InfeasibleBudget):
+            return shop.plan(name, seconds, depth=shop.prepared.anatomy.group("layers").units)
+    return shop.plan(name, seconds)
 
 
 def _layer_drop(shop: Workshop, students: Sequence[Student]) -> list[Student]:
@@ -172,20 +187,21 @@ def _layer_drop(shop: Workshop, students: Sequence[Student]) -> list[Student]:
     plan = drop_layers(shop.prepared, layers)
     small = cut(shop.prepared.model, shop.prepared.anatomy, plan)
     name = f"layers {' '.join(map(str, layers))}, distilled"
-    student = Student(name, "layer-drop", plan, small, note="whole layers dropped, what is left distilled")
-    return [shop.distilled(student, shop.settings.minutes * LAYER_DROP_SHARE)]
-
-
-def _infeasible(settings: Settings, dense_seconds: float, error: InfeasibleBudget) -> InfeasibleBudget:
-    if settings.dial == "speedup":
-        reach = dense_seconds / error.closest
-        return InfeasibleBudget(
-            f"A speed-up of {settings.speedup:g} cannot be reached by pruning on this machine with "
-            f"{settings.target}; the closest that can be reached is {reach:.2f}.",
-            closest=reach,
-        )
-    return InfeasibleBudget(
-        f"A latency of {settings.latency_ms:g} ms cannot be reached by pruning on this machine with "
-        f"{settings.target}; the closest that can be reached is {error.closest:.2f} ms.",
-        closest=error.closest,
+    minutes = shop.settings.minutes * LAYER_DROP_SHARE
+    student = Student(
+        name, "layer-drop", plan, small, note=f"whole layers dropped, then {minutes:.1f} minutes distilled"
     )
+    return [shop.distilled(student, minutes)]
+
+
+def _check_reached(settings: Settings, judged: Sequence[Judged]) -> None:
+    """Raises InfeasibleBudget, naming the closest, when no candidate reaches the speed that was asked for."""
+    able = [j for j in judged if j.candidate.eligible and j.timing is not None and j.speedup is not None]
+    if settings.dial == "max_drop" or any(not too_slow(j, settings) for j in able):
+        return
+    where = f"cannot be reached on this machine with {settings.target}; the closest that can be reached is"
+    if settings.dial == "speedup":
+        reach = max(j.speedup.value for j in able if j.speedup is not None)
+        raise InfeasibleBudget(f"A speed-up of {settings.speedup:g} {where} {reach:.2f}.", closest=reach)
+    least = min(j.timing.latency_ms_p50 for j in able if j.timing is not None)
+    raise InfeasibleBudget(f"A latency of {settings.latency_ms:g} ms {where} {least:.2f} ms.", closest=least)

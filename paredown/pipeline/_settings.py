@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Protocol
 
-from paredown.errors import BadData, ParedownError
-from paredown.types import canonical_json
+from paredown.errors import ParedownError
 
 TARGETS = ("onnxruntime", "openvino", "torch")
 DEFAULT_DROP = 0.01
@@ -58,7 +57,7 @@ class Settings:
         )
         for fine, sentence in checks:
             if not fine:
-                raise BadData(f"{sentence}.")
+                raise ParedownError(f"{sentence}.")
 
     @property
     def dial(self) -> str:
@@ -74,11 +73,6 @@ class Settings:
             return self.max_drop
         return DEFAULT_DROP if self.dial == "max_drop" else None
 
-    @property
-    def key(self) -> str:
-        """Names the run: the same settings find the same unfinished work."""
-        return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:16]
-
     def objective(self) -> dict[str, float | str | None]:
         """The dial, its value, and the largest drop that passes."""
         value = {"speedup": self.speedup, "latency_ms": self.latency_ms, "max_drop": self.gate}[self.dial]
@@ -86,7 +80,7 @@ class Settings:
 
     def command(self) -> str:
         """The command line that repeats the run."""
-        words = ["paredown prune", self.model, "--data", self.data]
+        words = ["paredown", "prune", self.model, "--data", self.data]
         words += ["--eval", self.eval] if self.eval else []
         if self.gate is not None:
             words += ["--max-drop", f"{self.gate * 100:g}%"]
@@ -108,7 +102,7 @@ class Settings:
         }
         for name, value in options.items():
             words += [f"--{name}", f"{value}"] if value is not None else []
-        return " ".join(words + (["--uniform"] if self.uniform else []))
+        return shlex.join(words + (["--uniform"] if self.uniform else []))
 
 
 class Progress(Protocol):

@@ -88,10 +88,15 @@ class Workshop:
 
     def _solve(self, name: str, seconds: float, depth: int | None) -> dict[str, Any]:
         predictions: list[dict[str, Any]] = []
-        table, best = self.table, None
+        table, tried = self.table, list[tuple[float, Plan]]()
         self.progress.stage(f"Planning {name}", ROUNDS)
         for turn in range(1, ROUNDS + 1):
-            plan = self._best_depth(table, seconds) if depth is None else self._at_depth(table, seconds, depth)
+            try:
+                plan = self._best_depth(table, seconds) if depth is None else self._at_depth(table, seconds, depth)
+            except InfeasibleBudget:
+                if not tried:
+                    raise
+                break  # the corrected table leaves nothing narrower
             widths = widths_of(plan)
             predicted = table.predict(widths)
             measured = self.watch.time([widths])[widths]
@@ -104,12 +109,13 @@ class Workshop:
                 }
             )
             self.progress.advance()
-            if measured <= seconds * (1 + AGREEMENT) and (best is None or measured > best[0]):
-                best = (measured, plan)
+            tried.append((measured, plan))
             if abs(measured - predicted) <= AGREEMENT * measured and measured <= seconds * (1 + AGREEMENT):
                 break
-            table = replace(table, scale=table.scale * measured / predicted)
-        return {"plan": (best[1] if best else plan).to_json(), "predictions": predictions}
+            table = replace(table, scale=table.scale * measured / max(predicted, 1e-9))
+        fast = [one for one in tried if one[0] <= seconds * (1 + AGREEMENT)]
+        best = max(fast, key=lambda one: one[0]) if fast else min(tried, key=lambda one: one[0])
+        return {"plan": best[1].to_json(), "predictions": predictions}
 
     @property
     def _milliseconds(self) -> float:
@@ -140,7 +146,7 @@ class Workshop:
         layers = spread(anatomy.group("layers").units, depth)
         least = self.limits.multiple_of if self.limits.uniform else 0  # a stock config cannot say "no FFN"
         groups = tuple(
-            replace(g, minimum=least if g.kind == "neuron" else 0)
+            replace(g, minimum=min(least, g.units) if g.kind == "neuron" else 0)
             for g in anatomy.groups
             if g.kind != "layer" and g.layer in layers
         )

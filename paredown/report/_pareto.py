@@ -16,6 +16,8 @@ SHAPES = {
     "pruned": "circle",
     "pruned-int8": "diamond",
     "layer-drop": "square",
+    "layer-drop-int8": "diamond",
+    "folded": "circle",
     "tfidf": "triangle",
 }
 

@@ -24,14 +24,16 @@ _METRIC_NAMES = {
 
 _KIND_NAMES = {
     "dense": "as it is",
+    "folded": "exact folds alone",
     "dense-int8": "as it is, int8",
     "pruned": "pruned",
     "pruned-int8": "pruned, int8",
     "layer-drop": "layers dropped",
+    "layer-drop-int8": "layers dropped, int8",
     "tfidf": "TF-IDF control",
 }
 
-UNPRUNED = ("dense", "dense-int8", "tfidf")  # choosing one of these means: do not prune
+UNPRUNED = ("dense", "dense-int8", "folded", "tfidf")  # choosing one of these means: do not prune
 
 
 def finite(value: object) -> float | None:
@@ -210,9 +212,11 @@ def reason(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
     if state == "failed":
         said = _failure(result, candidate)
     elif state == "chosen":
-        said = "chosen: the fastest that passed" if candidate.get("passed") else "chosen"
+        quality_leads = mapping(result.get("objective")).get("dial") in (None, "max_drop")
+        rule = "the fastest that passed" if quality_leads else "fast enough, and loses least"
+        said = f"chosen: {rule}" if candidate.get("passed") else "chosen"
     elif state == "passed":
-        said = "passed, but is not the fastest" if chosen(result) else "passed"
+        said = "passed"
     elif state == "reference":
         said = "the reference"
     elif any(status(c) in ("chosen", "passed") for c in mappings(result.get("candidates"))):

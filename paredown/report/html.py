@@ -280,7 +280,7 @@ def _legend(result: Facts) -> list[tuple[Any, str]]:
     states = [words.status(c) for _, c in _numbered(result)]
     shapes = (
         ("circle", "fp32", ("dense", "pruned")),
-        ("diamond", "int8", ("dense-int8", "pruned-int8")),
+        ("diamond", "int8", ("dense-int8", "pruned-int8", "layer-drop-int8")),
         ("square", "layers dropped", ("layer-drop",)),
         ("triangle", "TF-IDF control", ("tfidf",)),
     )

@@ -64,7 +64,8 @@ def split(data: TextData, evaluation: TextData | None, *, seed: int = 0, guardra
     """Calibration from `data`, guardrail and test from `evaluation`: cut at random, by label where there are labels.
 
     Without `evaluation`, 60 % of `data` calibrates and the rest is cut. Texts that are equal up to case and white
-    space (for pairs: both sides) never lie in two splits: a repeat is dropped from calibration first, from test next.
+    space never lie in two splits: a repeat is dropped from calibration first, from test next. For pairs that holds of
+    every single sentence between calibration and the others, and of whole pairs between guardrail and test.
     Raises BadData if a split keeps fewer than 8 examples.
     """
     rng = np.random.default_rng(seed)
@@ -77,8 +78,9 @@ def split(data: TextData, evaluation: TextData | None, *, seed: int = 0, guardra
         data = data.take(rng.permutation(len(data)))
     inside, outside = _cut(evaluation, guardrail_share, rng)
     guardrail, test = evaluation.take(inside), evaluation.take(outside)
-    held_out = set(_keys(evaluation))
-    calibration, repeats = _without(data, held_out)
+    held_out = {text for key in _keys(evaluation) for text in key}
+    kept = [i for i, key in enumerate(_keys(data)) if held_out.isdisjoint(key)]
+    calibration, repeats = data.take(kept), len(data) - len(kept)
     if repeats:
         notes += (f"{count(repeats, 'calibration text')} dropped: also in the evaluation data.",)
     test, repeats = _without(test, set(_keys(guardrail)))

@@ -19,21 +19,29 @@ SHORTEST = 2  # the two special tokens of an empty text
 
 
 def check(
-    run_a: Run, run_b: Run, *, input_names: Sequence[str], vocabulary: int, tolerance: float = 1e-4, seed: int = 0
+    run_a: Run,
+    run_b: Run,
+    *,
+    input_names: Sequence[str],
+    vocabulary: int,
+    tolerance: float = 1e-4,
+    longest: int = 64,
+    seed: int = 0,
 ) -> float:
     """The largest absolute difference between the two outputs over ragged random batches of 1, 7 and 64 texts.
 
-    Each size comes short (up to 15 tokens), long (up to 64) and with all texts of 2 tokens. Raises ParityFailure,
+    Each size comes short (up to 15 tokens), long (up to 64) and with all texts of 2 tokens; none is longer
+    than `longest`, what the model takes. Raises ParityFailure,
     naming the batch, when a difference is above `tolerance`, is not a number, or the shapes differ.
     """
     random = np.random.default_rng(seed)
     worst = 0.0
     for size in BATCHES:
-        for kind, longest in (*LONGEST.items(), ("shortest", SHORTEST)):
-            inputs = _batch(random, size, longest, vocabulary)
+        for kind, most in (*LONGEST.items(), ("shortest", SHORTEST)):
+            inputs = _batch(random, size, min(most, longest), vocabulary)
             feed = {name: inputs[name] for name in input_names}
             a, b = np.asarray(run_a(feed)), np.asarray(run_b(feed))
-            where = f"batch of {size} {kind} texts (up to {longest} tokens)"
+            where = f"batch of {size} {kind} texts (up to {min(most, longest)} tokens)"
             if a.shape != b.shape:
                 raise ParityFailure(f"{where}: the outputs have shapes {a.shape} and {b.shape}")
             difference = float(np.abs(a.astype(np.float64) - b).max())
