@@ -150,9 +150,10 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     speed, drop = found["speedup"], found["drop"]
     unit = 100 if found["quality_metric"] in ("accuracy", "macro_f1") else 1
     words = "points of accuracy" if unit == 100 else f"of {found['quality_metric']}"
+    digits = 2 if unit == 100 else 4
     figures = (
         f"{speed.value:.2f} times the texts per second of {found['speedup_against']}, "
-        f"{drop.value * unit:.2f} {words} lost on the test split"
+        f"{-drop.value * unit:+.{digits}f} {words} on the test split"
     )
     if not found["accepted"]:
         why = f" ({shown.reason.removeprefix('not tried: ')})" if shown.reason else ""

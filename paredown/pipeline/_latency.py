@@ -61,7 +61,9 @@ class Stopwatch:
         neurons = [g for g in self.prepared.anatomy.groups if g.kind == "neuron"]
         return tuple((h.units, n.units) for h, n in zip(heads, neurons, strict=True))
 
-    def time(self, shapes: Sequence[Widths], progress: Progress | None = None) -> dict[Widths, float]:
+    def time(
+        self, shapes: Sequence[Widths], progress: Progress | None = None, *, rounds: int = ROUNDS
+    ) -> dict[Widths, float]:
         """Seconds of each shape, as multiples of the dense model's in the same run times its first measured time."""
         found: dict[Widths, float] = {}
         for start in range(0, len(shapes), TOGETHER):
@@ -70,7 +72,8 @@ class Stopwatch:
                 [
                     self._alternative(DENSE, self.full),
                     *(self._alternative(f"{start + i}", s) for i, s in enumerate(part)),
-                ]
+                ],
+                rounds,
             )
             for probed in self.work.folder.glob("probe-*.onnx"):
                 probed.unlink()  # each is as large as the model
@@ -105,8 +108,8 @@ class Stopwatch:
         seconds = dict(zip(shapes, stored["seconds"], strict=True))
         return fit_latency(seconds.__getitem__, shapes)
 
-    def _measure(self, alternatives: Sequence[Alternative]) -> dict[str, Timing]:
-        return measure(alternatives, self._batches, singles=self._singles, rounds=ROUNDS, threads=self.settings.threads)
+    def _measure(self, alternatives: Sequence[Alternative], rounds: int = ROUNDS) -> dict[str, Timing]:
+        return measure(alternatives, self._batches, singles=self._singles, rounds=rounds, threads=self.settings.threads)
 
     def _alternative(self, name: str, widths: Widths) -> Alternative:
         if self.settings.target == "torch":

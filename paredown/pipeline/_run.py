@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from paredown.pipeline import _facts
 from paredown.pipeline._candidates import Candidate, control, dense_candidates, student_candidates
 from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
 from paredown.pipeline._latency import Stopwatch
+from paredown.pipeline._memory import give_back_what_is_freed, peak_mib
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student, Workshop, drop_layers, spread
@@ -30,9 +30,9 @@ from paredown.types import Limits, Plan
 from paredown.validation.machine import cores
 
 # Speed-ups asked of students before int8, and the share of the minutes each is distilled for. Without training a model
-# loses quality beyond twice its speed; with it, four times is reached by most and eight by some: the gate decides.
+# loses quality beyond twice its speed; with it, three times is reached by most and seven by some: the gate decides.
 UNTRAINED = (1.3, 1.6, 2.0)
-TRAINED = ((3.0, 0.2), (6.0, 0.35), (12.0, 0.3))
+TRAINED = ((3.0, 0.3), (4.5, 0.3), (7.0, 0.25))
 LAYER_DROP_SHARE = 0.15
 MARGIN = 1.02  # a speed that is promised is planned for with this much to spare
 
@@ -42,6 +42,7 @@ def run(settings: Settings, progress: Progress) -> Bundle:
     begun = time.monotonic()
     out = Path(settings.out).expanduser().resolve()
     bundles.check_free(out)
+    give_back_what_is_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or cores())
     try:
@@ -94,7 +95,7 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress,
         accepted=best is not None,
         minutes=(time.monotonic() - begun) / 60,
     )
-    facts["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    facts["peak_memory_mib"] = peak_mib()
     facts["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     progress.stage("Writing the bundle")
     saved = _facts.write_bundle(settings, prepared, work, shown.candidate, facts)

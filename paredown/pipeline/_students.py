@@ -30,6 +30,7 @@ from paredown.types import Budget, Limits, Plan, Scores
 SCORED_TOKENS = 40_000  # rows for the 1536 inputs of a small FFN twenty-five times over
 AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
 ROUNDS = 4  # of solving again
+CAREFUL = 11  # rounds of timing a plan: it is faster than the dense model, so one round says less
 MOSTLY_KEPT = 0.6  # of the parameters of its layers: a student keeps as many layers as leave it that
 EXTRA_TEXTS = 1.0  # made-up texts per real one to distil on
 TEACHING_SHARE = (0.2, 0.1)  # of the minutes at most for the teacher's outputs on real and on made-up texts, on top
@@ -88,7 +89,7 @@ class Workshop:
 
     def _solve(self, name: str, seconds: float, depth: int | None) -> dict[str, Any]:
         predictions: list[dict[str, Any]] = []
-        table, tried = self.table, list[tuple[float, Plan]]()
+        table, tried, corrections = self.table, list[tuple[float, Plan]](), list[float]()
         self.progress.stage(f"Planning {name}", ROUNDS)
         for turn in range(1, ROUNDS + 1):
             try:
@@ -99,7 +100,7 @@ class Workshop:
                 break  # the corrected table leaves nothing narrower
             widths = widths_of(plan)
             predicted = table.predict(widths)
-            measured = self.watch.time([widths])[widths]
+            measured = self.watch.time([widths], rounds=CAREFUL)[widths]
             predictions.append(
                 {
                     "round": turn,
@@ -112,7 +113,8 @@ class Workshop:
             tried.append((measured, plan))
             if abs(measured - predicted) <= AGREEMENT * measured and measured <= seconds * (1 + AGREEMENT):
                 break
-            table = replace(table, scale=table.scale * measured / max(predicted, 1e-9))
+            corrections.append(measured / max(self.table.predict(widths), 1e-9))
+            table = replace(self.table, scale=float(np.median(corrections)))
         fast = [one for one in tried if one[0] <= seconds * (1 + AGREEMENT)]
         best = max(fast, key=lambda one: one[0]) if fast else min(tried, key=lambda one: one[0])
         return {"plan": best[1].to_json(), "predictions": predictions}

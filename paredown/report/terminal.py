@@ -97,7 +97,7 @@ def _figures(result: Mapping[str, Any]) -> list[str]:
         said += words.quality(metric, result["quality_pruned"])
         value, ends = words.mapping(lost).get("value"), words.drop_interval(metric, lost)
         said += f", drop {words.drop(metric, value)}" if words.finite(value) is not None else ""
-        where = " (test split)" if result.get("candidates") else " (evaluation file)"
+        where = " (evaluation file)" if "samples" in result else " (test split)"
         found.append(said + (f" [{ends}]" if ends else "") + where)
     if words.finite(latency.get("pruned")) is not None:
         found.append(f"p50 latency {words.figure(latency.get('dense'))} → {words.milliseconds(latency['pruned'])}")

@@ -15,6 +15,7 @@ import pytest
 
 import paredown
 from paredown.pipeline import Settings
+from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript")
@@ -161,3 +162,37 @@ def test_bad_data_is_told_before_any_work(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(paredown.BadData, match="unheard of"):
         paredown.prune(desk.model, data=desk.train, eval=bad, out=tmp_path / "slim", minutes=0)
     assert not list(tmp_path.glob(".slim*"))
+
+
+def test_a_sentence_encoder_without_labels(desk: Desk, tmp_path: Path) -> None:
+    model = save(tiny("mpnet", "text-embedding"), tmp_path / "model")
+    tiny_tokenizer("mpnet").save_pretrained(model)
+    out = tmp_path / "slim"
+    made = paredown.prune(model, data=desk.train, eval=desk.test, out=out, max_drop=0.9, minutes=0.02, threads=1)
+    facts = made.report()
+    assert facts["quality_metric"] == "cosine" and facts["quality_dense"] == pytest.approx(1.0)
+    assert {"cosine", "neighbour_overlap_at_10"} <= set(facts["metrics_pruned"])
+    assert not any(row["kind"] == "tfidf" for row in facts["candidates"])
+    assert facts["parity"] < 1e-4
+
+
+@pytest.mark.parametrize("target", ["openvino", "torch"])
+def test_other_targets(desk: Desk, tmp_path: Path, target: str) -> None:
+    out = tmp_path / "slim"
+    made = paredown.prune(
+        desk.model, data=desk.train, eval=desk.test, out=out, max_drop=0.9, minutes=0, target=target, threads=1
+    )
+    assert made.manifest["target"] == target and made.manifest["precision"] == "fp32"
+    rows = {row["name"]: row for row in made.report()["candidates"]}
+    assert rows["dense int8"]["chosen"] is False  # it runs on ONNX Runtime, which was not asked for
+    assert made.predict(["a b c"]).shape == (1, 3)
+
+
+def test_a_latency_is_met_or_its_closest_named(desk: Desk, tmp_path: Path) -> None:
+    out = tmp_path / "slim"
+    made = paredown.prune(desk.model, data=desk.train, eval=desk.test, out=out, latency_ms=1e4, minutes=0, threads=1)
+    assert made.report()["latency_ms_p50"]["pruned"] <= 1e4
+    with pytest.raises(paredown.InfeasibleBudget, match="closest that can be reached is"):
+        paredown.prune(
+            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "fast", latency_ms=1e-4, minutes=0, threads=1
+        )
