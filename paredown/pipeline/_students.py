@@ -27,7 +27,7 @@ from paredown.surgery import cut
 from paredown.tasks import Tokens, augment, tokenize
 from paredown.types import Budget, Limits, Plan, Scores
 
-SCORED_TOKENS = 40_000  # rows for the 1536 inputs of a small FFN twenty-five times over
+SCORED_TOKENS = 24_000  # rows for the 1536 inputs of a small FFN fifteen times over
 AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
 ROUNDS = 4  # of solving again
 CAREFUL = 11  # rounds of timing a plan: it is faster than the dense model, so one round says less
