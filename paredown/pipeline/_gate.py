@@ -17,7 +17,8 @@ from paredown.validation.quality import Drop, paired_drop, passes
 from paredown.validation.timing import Timing, latency_ratio, measure, ratio
 
 ROUNDS = 11
-SECONDS = 60.0  # of the final timing at most, once three rounds are done
+SECONDS = 20.0  # of the final timing at most, once three rounds are done,
+SECONDS_PER_MINUTE = 2.0  # and so much more for every minute of training, up to twenty
 TOLERANCE = 0.95  # of a speed target: what counts as reaching it
 
 
@@ -53,7 +54,7 @@ def timed(
         singles=singles,
         rounds=ROUNDS,
         threads=settings.threads,
-        seconds=SECONDS,
+        seconds=SECONDS + SECONDS_PER_MINUTE * min(settings.minutes, 20),
         progress=lambda done, of: progress.advance(),
     )
     by_name = {c.name: timings[c.alternative.name] for c in runnable if c.alternative is not None}

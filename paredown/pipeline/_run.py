@@ -146,7 +146,10 @@ def _students(shop: Workshop, dense_seconds: float) -> list[Student]:
     if settings.dial == "max_drop":
         wanted = [(f"{s:g} times", dense_seconds / s, 0.0) for s in UNTRAINED]
         if settings.minutes:
-            wanted = [wanted[1]] + [(f"{s:g} times, distilled", dense_seconds / s, share) for s, share in TRAINED]
+            rungs = TRAINED[: max(1, int(settings.minutes))]  # a minute at least for each
+            spread_over = sum(share for _, share in rungs) / (1 - LAYER_DROP_SHARE)
+            wanted = [wanted[1]]
+            wanted += [(f"{s:g} times, distilled", dense_seconds / s, share / spread_over) for s, share in rungs]
     else:
         goal = settings.latency_ms or dense_seconds / (settings.speedup or 1.0)
         if goal >= shop.watch.dense:
