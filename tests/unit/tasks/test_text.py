@@ -75,10 +75,17 @@ def test_repeats_are_dropped_from_calibration_then_from_test_and_counted() -> No
     )
 
 
-def test_pairs_repeat_only_when_both_sides_do() -> None:
-    data = TextData(("same",) * 30, pairs=tuple(f"p {i}" for i in range(30)))
-    parts = split(data, TextData(("same",) * 40, pairs=tuple(f"p {i}" for i in range(29, 69))))
-    assert len(parts.calibration) == 29
+def test_a_sentence_of_an_evaluation_pair_is_not_calibrated_on() -> None:
+    data = TextData(tuple(f"a {i}" for i in range(30)))
+    pairs = TextData(tuple(f"b {i}" for i in range(40)), pairs=tuple(f"A  {i}" for i in range(29, 69)))
+    parts = split(data, pairs)
+    assert len(parts.calibration) == 29  # "a 29" is the second sentence of a pair
+    assert any("1 calibration text" in note for note in parts.notes)
+
+
+def test_guardrail_and_test_repeat_only_when_both_sides_do() -> None:
+    data = TextData(tuple(f"c {i}" for i in range(30)))
+    parts = split(data, TextData(("same",) * 40, pairs=tuple(f"p {i}" for i in range(40))))
     assert (len(parts.guardrail), len(parts.test)) == (24, 16)
 
 
