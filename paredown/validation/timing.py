@@ -97,7 +97,10 @@ def measure(
     done, started = 0, 0.0
     with contextlib.ExitStack() as stack:
         count = threads or cores()
-        workers = [stack.enter_context(_started(alternative, work, count)) for alternative in alternatives]
+        workers = [stack.enter_context(_started(alternative, count)) for alternative in alternatives]
+        for worker, alternative in zip(workers, alternatives, strict=True):  # they start up side by side
+            header = {"loader": alternative.loader, "path": alternative.path, "threads": count}
+            worker.ask({**header, "options": dict(alternative.options)}, work)
         for turn in range(-1, rounds):  # turn -1 warms up
             for start, stop in spans:
                 for i in random.permutation(len(workers)):
@@ -169,8 +172,8 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _started(alternative: Alternative, batches: Sequence[Mapping[str, Array]], threads: int) -> Iterator[_Worker]:
-    """A worker that has loaded the alternative and holds the batches; it is gone when the block ends."""
+def _started(alternative: Alternative, threads: int) -> Iterator[_Worker]:
+    """A worker that has nothing loaded yet; it is gone when the block ends."""
     environment = dict(os.environ)
     environment |= {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -189,8 +192,6 @@ def _started(alternative: Alternative, batches: Sequence[Mapping[str, Array]], t
         )
         worker = _Worker(alternative.name, process, log)
         try:
-            header = {"loader": alternative.loader, "path": alternative.path, "threads": threads}
-            worker.ask({**header, "options": dict(alternative.options)}, batches)
             yield worker
         finally:
             _stop(process)
