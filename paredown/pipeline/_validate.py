@@ -274,7 +274,9 @@ def _bench_tokens(about: tuple[Any, Any, int], path: str | None, text_column: st
     if path is None:
         rng = np.random.default_rng(0)
         lengths = rng.integers(4, min(64, longest) + 1, 512)
-        return Tokens(tuple(rng.integers(5, 100, n) for n in lengths), int(tokenizer.pad_token_id or 0), names, 0)
+        known = len(tokenizer)
+        ids = tuple(rng.integers(min(5, known - 1), min(100, known), n) for n in lengths)
+        return Tokens(ids, int(tokenizer.pad_token_id or 0), names, 0)
     table = read_table(path, wanted=(text_column,))
     column = text_column or table.first_of(("text", "sentence", "content", "utterance", "query", "question"))
     if column is None:
