@@ -55,9 +55,6 @@ class Work:
             write(path)
         return path
 
-    def has(self, name: str) -> bool:
-        return self.path(name).exists()
-
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
