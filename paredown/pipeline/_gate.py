@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from paredown.pipeline._candidates import BASELINE, Candidate
+from paredown.pipeline._latency import at_once
 from paredown.pipeline._prepare import Prepared
 from paredown.pipeline._settings import Progress, Settings
 from paredown.types import Array, Interval
@@ -44,7 +45,10 @@ class Judged:
 def timed(
     candidates: Sequence[Candidate], prepared: Prepared, settings: Settings, progress: Progress
 ) -> tuple[list[Judged], Candidate]:
-    """All candidates timed in one interleaved run, and the fastest dense fp32 one, which speed-ups are against."""
+    """All candidates timed in one interleaved run, and the fastest dense fp32 one, which speed-ups are against.
+
+    The first of them should be that one, as far as is known: see `measure`'s `together`.
+    """
     batches, singles = prepared.timing_batches()
     runnable = [c for c in candidates if c.alternative is not None]
     progress.stage(f"Timing {len(runnable)} candidates, interleaved", ROUNDS)
@@ -55,6 +59,7 @@ def timed(
         rounds=ROUNDS,
         threads=settings.threads,
         seconds=SECONDS + SECONDS_PER_MINUTE * min(settings.minutes, 20),
+        together=at_once(prepared),
         progress=lambda done, of: progress.advance(),
     )
     by_name = {c.name: timings[c.alternative.name] for c in runnable if c.alternative is not None}

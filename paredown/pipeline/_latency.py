@@ -19,7 +19,8 @@ from paredown.targets.onnxruntime import probe
 from paredown.types import Array, Limits, Plan
 from paredown.validation.timing import Alternative, Timing, measure
 
-TOGETHER = 7  # workers alive at once: each holds a copy of the model
+WORKERS_MEMORY = 2 * 2**30  # bytes that the timing processes alive at once may hold together, plus one model's
+WORKER_MEMORY = 0.15 * 2**30  # of one, plus twice its model: as read, and as the engine packs it
 WORK_PER_PASS = 1.2e10  # multiply-accumulates of a timed pass: a third of a second on two cores
 ROUNDS = 5
 DENSE = "dense, exact folds"
@@ -66,8 +67,9 @@ class Stopwatch:
     ) -> dict[Widths, float]:
         """Seconds of each shape, as multiples of the dense model's in the same run times its first measured time."""
         found: dict[Widths, float] = {}
-        for start in range(0, len(shapes), TOGETHER):
-            part = shapes[start : start + TOGETHER]
+        size = at_once(self.prepared) - 1  # and the dense one; every probe is a file that goes when its group is timed
+        for start in range(0, len(shapes), size):
+            part = shapes[start : start + size]
             timings = self._measure(
                 [
                     self._alternative(DENSE, self.full),
@@ -86,13 +88,12 @@ class Stopwatch:
                     progress.advance()
         return found
 
-    def against(self, alternatives: Sequence[Alternative]) -> float:
-        """Seconds of the fastest of other alternatives, by the same clock as `time`. Call `table` first."""
-        dense = self._alternative(DENSE, self.full)
-        timings = self._measure([dense, *alternatives])
+    def against(self, alternatives: Sequence[Alternative]) -> dict[str, float]:
+        """Seconds of other alternatives by name, by the same clock as `time`. Call `table` first."""
+        timings = self._measure([self._alternative(DENSE, self.full), *alternatives])
         reference = self._seconds(timings[DENSE])
-        ratios = [np.median(self._seconds(timings[one.name]) / reference) for one in alternatives]
-        return float(min(ratios)) * self.dense
+        ratios = {one.name: np.median(self._seconds(timings[one.name]) / reference) for one in alternatives}
+        return {name: float(ratio) * self.dense for name, ratio in ratios.items()}
 
     def table(self, progress: Progress) -> LatencyTable:
         """The latency table of this machine and target, measured unless an earlier start of the run has."""
@@ -109,7 +110,14 @@ class Stopwatch:
         return fit_latency(seconds.__getitem__, shapes)
 
     def _measure(self, alternatives: Sequence[Alternative], rounds: int = ROUNDS) -> dict[str, Timing]:
-        return measure(alternatives, self._batches, singles=self._singles, rounds=rounds, threads=self.settings.threads)
+        return measure(
+            alternatives,
+            self._batches,
+            singles=self._singles,
+            rounds=rounds,
+            threads=self.settings.threads,
+            together=at_once(self.prepared),
+        )
 
     def _alternative(self, name: str, widths: Widths) -> Alternative:
         if self.settings.target == "torch":
@@ -130,6 +138,12 @@ class Stopwatch:
     def _seconds(self, timing: Timing) -> Array:
         """[R]: what a round took by this stopwatch's metric."""
         return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1)
+
+
+def at_once(prepared: Prepared) -> int:
+    """How many timing processes may be alive together without holding much more memory than pruning itself does."""
+    size = sum(p.numel() * p.element_size() for p in prepared.model.parameters())
+    return max(2, min(8, int((WORKERS_MEMORY + size) / (WORKER_MEMORY + 2 * size))))
 
 
 def first_units(prepared: Prepared, widths: Widths) -> Plan:

@@ -11,6 +11,7 @@ from paredown.errors import ParedownError
 
 TARGETS = ("onnxruntime", "openvino", "torch")
 DEFAULT_DROP = 0.01
+COLUMNS = ("text_column", "label_column", "pair_column", "score_column")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Settings:
             return self.max_drop
         return DEFAULT_DROP if self.dial == "max_drop" else None
 
+    def columns(self) -> dict[str, str | None]:
+        """The columns named, by what they hold; None where the file's own header decides."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
     def objective(self) -> dict[str, float | str | None]:
         """The dial, its value, and the largest drop that passes."""
         value = {"speedup": self.speedup, "latency_ms": self.latency_ms, "max_drop": self.gate}[self.dial]
@@ -88,10 +93,7 @@ class Settings:
             "speedup": self.speedup,
             "latency-ms": self.latency_ms,
             "task": self.task,
-            "text-column": self.text_column,
-            "label-column": self.label_column,
-            "pair-column": self.pair_column,
-            "score-column": self.score_column,
+            **{name.replace("_", "-"): column for name, column in self.columns().items()},
             "target": self.target,
             "minutes": f"{self.minutes:g}",
             "confidence": None if self.confidence == 0.9 else self.confidence,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ class Workshop:
 
     def distilled(self, student: Student, minutes: float) -> Student:
         """The student after so many minutes of learning the dense model's outputs; goes on where it was stopped."""
-        tokens, wanted, extra, extra_wanted = self._lessons()
+        tokens, wanted, extra, extra_wanted = self.lessons
         name = student.name
         self.progress.stage(f"Distilling {name}", minutes * 60)
         spent = 0.0
@@ -216,11 +217,11 @@ class Workshop:
         )
         return replace(student, model=model, recovery=student.recovery + curve)
 
-    def _lessons(self) -> tuple[Tokens, Tensor, Tokens | None, Tensor | None]:
+    @cached_property
+    def lessons(self) -> tuple[Tokens, Tensor, Tokens | None, Tensor | None]:
         """Calibration texts with the teacher's outputs, and made-up texts with its outputs on them."""
         prepared = self.prepared
         encoder, tokens = prepared.encoder, prepared.calibration
-
         minute = 60 * self.settings.minutes
 
         def real() -> dict[str, Tensor]:

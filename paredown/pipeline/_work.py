@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,21 @@ class Work:
         self.resumed = self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         marker.write_text(key)
+        self._spent, self._begun = self._spent_before(), time.time()
+        self.path("starts").write_text(json.dumps([self._spent, self._begun]))
+
+    @property
+    def minutes(self) -> float:
+        """How long the run has worked, over all its starts."""
+        return (self._spent + time.time() - self._begun) / 60
+
+    def _spent_before(self) -> float:
+        """Seconds that earlier starts worked: each until the last file that it wrote."""
+        if not self.resumed or not self.path("starts").exists():
+            return 0.0
+        spent, begun = json.loads(self.path("starts").read_text())
+        last = max(path.stat().st_mtime for path in self.folder.iterdir() if path.name != "key")
+        return float(spent + max(0.0, last - begun))
 
     def path(self, name: str) -> Path:
         return self.folder / name

@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from paredown.cores import cores
+
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")  # what decides the speed of GEMMs
 LIBRARIES = ("torch", "transformers", "numpy", "onnxruntime", "openvino", "onnx", "nncf", "scikit-learn")
 
@@ -28,11 +30,6 @@ def card() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": _versions(),
     }
-
-
-def cores() -> int:
-    """The number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu(path: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]]:

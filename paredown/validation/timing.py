@@ -17,10 +17,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from paredown.cores import cores
 from paredown.errors import ParedownError
 from paredown.types import Array, Interval
 from paredown.validation._worker import receive, send
-from paredown.validation.machine import cores
 
 BLOCKS = 4  # parts of a round that alternate: short enough that a slow spell of the machine hits everybody alike
 RESAMPLES = 2000  # of the bootstrap; the bounds then move by less than a tenth of their distance
@@ -74,6 +74,7 @@ def measure(
     rounds: int = 7,
     threads: int | None = None,
     seconds: float | None = None,
+    together: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
@@ -82,6 +83,10 @@ def measure(
     A first round warms up and is discarded. In every round the alternatives take turns part by part, in an order
     drawn anew, and each sleeps while another runs. `threads` is by default the number of cores of this process.
     `seconds` ends the run early, after three rounds at least; `progress(done, of)` is called after every round.
+
+    No more than `together` (2 or more) processes are alive at once. Where there are more alternatives than that, the
+    first one is timed with every group of the others, and a group's times are scaled by what it took there, round by
+    round: list what ratios will be taken against first.
     Raises ParedownError, with the worker's own last words, when one cannot load or run; no worker is left behind.
     """
     names = [alternative.name for alternative in alternatives]
@@ -89,6 +94,61 @@ def measure(
         raise ParedownError(f"timing needs alternatives with names of their own; got {names}")
     if not batches or rounds < 1:
         raise ParedownError("timing needs at least one batch and one round")
+    first, *others = alternatives
+    size = max(1, (together or len(names)) - 1)
+    groups = [[first, *others[i : i + size]] for i in range(0, max(1, len(others)), size)]
+    found: dict[str, Timing] = {}
+    for number, group in enumerate(groups):
+        taken = _side_by_side(
+            group,
+            batches,
+            singles,
+            rounds=rounds,
+            threads=threads or cores(),
+            seconds=seconds / len(groups) if seconds is not None else None,
+            seed=seed + number,
+            progress=_part(progress, number * rounds, rounds * len(groups)),
+        )
+        anchor = found.get(first.name, taken[first.name])
+        both = min(len(anchor.offline_seconds), len(taken[first.name].offline_seconds))
+        found = {name: _first_rounds(timing, both) for name, timing in found.items()}
+        found |= {name: _scaled(timing, taken[first.name], anchor, both) for name, timing in taken.items()}
+    return found
+
+
+def _part(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress(before + done, total) if progress is not None else None
+
+
+def _first_rounds(timing: Timing, rounds: int) -> Timing:
+    return Timing(timing.name, timing.offline_seconds[:rounds], timing.single_ms[:rounds], timing.texts)
+
+
+def _scaled(timing: Timing, there: Timing, here: Timing, rounds: int) -> Timing:
+    """The first `rounds` of a timing taken beside `there`, as if beside `here`, which is the same thing elsewhere."""
+    taken, there, here = (_first_rounds(one, rounds) for one in (timing, there, here))
+    offline = here.offline_seconds / there.offline_seconds
+    single = _middle(here) / _middle(there) if there.single_ms.size else np.ones((rounds, 1))
+    return Timing(timing.name, taken.offline_seconds * offline, taken.single_ms * single, timing.texts)
+
+
+def _middle(timing: Timing) -> Array:
+    """[R, 1]: the median of each round's single texts."""
+    return np.median(timing.single_ms, 1, keepdims=True)
+
+
+def _side_by_side(
+    alternatives: Sequence[Alternative],
+    batches: Sequence[Mapping[str, Array]],
+    singles: Sequence[Mapping[str, Array]],
+    *,
+    rounds: int,
+    threads: int,
+    seconds: float | None,
+    seed: int,
+    progress: Callable[[int], None],
+) -> dict[str, Timing]:
+    names = [alternative.name for alternative in alternatives]
     work = [*batches, *singles]
     edges = np.linspace(0, len(batches), min(BLOCKS, len(batches)) + 1).astype(int)
     spans = [*zip(edges[:-1], edges[1:], strict=True)] + ([(len(batches), len(work))] if singles else [])
@@ -96,11 +156,12 @@ def measure(
     random = np.random.default_rng(seed)
     done, started = 0, 0.0
     with contextlib.ExitStack() as stack:
-        count = threads or cores()
-        workers = [stack.enter_context(_started(alternative, count)) for alternative in alternatives]
-        for worker, alternative in zip(workers, alternatives, strict=True):  # they start up side by side
-            header = {"loader": alternative.loader, "path": alternative.path, "threads": count}
-            worker.ask({**header, "options": dict(alternative.options)}, work)
+        workers = [stack.enter_context(_started(alternative, threads)) for alternative in alternatives]
+        for worker, alternative in zip(workers, alternatives, strict=True):
+            header = {"loader": alternative.loader, "path": alternative.path, "threads": threads}
+            worker.tell({**header, "options": dict(alternative.options)}, work)
+        for worker in workers:  # they load side by side
+            worker.answer()
         for turn in range(-1, rounds):  # turn -1 warms up
             for start, stop in spans:
                 for i in random.permutation(len(workers)):
@@ -111,8 +172,7 @@ def measure(
                 started = time.perf_counter()
                 continue
             done = turn + 1
-            if progress is not None:
-                progress(done, rounds)
+            progress(done)
             if seconds is not None and done >= FEWEST_ROUNDS and time.perf_counter() - started >= seconds:
                 break
     texts = sum(len(next(iter(batch.values()))) for batch in batches)
@@ -151,19 +211,29 @@ class _Worker:
     def __init__(self, name: str, process: subprocess.Popen[bytes], log: IO[bytes]):
         self.name, self.process, self.log = name, process, log
 
-    def ask(self, header: Mapping[str, Any], batches: Sequence[Mapping[str, Array]] = ()) -> list[dict[str, Array]]:
-        pipes = self.process
-        assert pipes.stdin is not None and pipes.stdout is not None
+    def tell(self, header: Mapping[str, Any], batches: Sequence[Mapping[str, Array]] = ()) -> None:
+        assert self.process.stdin is not None
+        with self._mourned():
+            send(self.process.stdin, header, batches)  # type: ignore[arg-type]
+
+    def answer(self) -> list[dict[str, Array]]:
+        assert self.process.stdout is not None
+        with self._mourned():
+            return receive(self.process.stdout)[1]  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def _mourned(self) -> Iterator[None]:
+        """Says whose process it was, and its last words, when it ended."""
         try:
-            send(pipes.stdin, header, batches)  # type: ignore[arg-type]
-            return receive(pipes.stdout)[1]  # type: ignore[arg-type]
+            yield
         except (EOFError, BrokenPipeError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(PATIENCE)
             raise ParedownError(f"the process that times {self.name!r} ended: {self._last_words()}") from error
 
     def run(self, start: int, stop: int) -> Array:
-        return self.ask({"start_at": start, "stop_at": stop})[0]["seconds"]
+        self.tell({"start_at": start, "stop_at": stop})
+        return self.answer()[0]["seconds"]
 
     def _last_words(self) -> str:
         self.log.seek(0)

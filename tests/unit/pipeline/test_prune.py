@@ -75,13 +75,24 @@ def test_a_failed_gate_marks_nothing_accepted_and_names_the_closest(desk: Desk, 
     assert paredown.load(tmp_path / "slim").manifest["accepted"] is False
 
 
-def test_an_impossible_speed_names_the_closest(desk: Desk, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dial", "value"), [("speedup", 1e6), ("latency_ms", 1e-6)])
+def test_an_impossible_speed_names_the_closest(desk: Desk, tmp_path: Path, dial: str, value: float) -> None:
     with pytest.raises(paredown.InfeasibleBudget, match="closest that can be reached is") as caught:
         paredown.prune(
-            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", speedup=1e6, minutes=0, threads=1
+            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", minutes=0, threads=1, **{dial: value}
         )
-    assert 0 < caught.value.closest < 1e6
+    assert min(1, value) < caught.value.closest < max(value, 1e3)
     assert not (tmp_path / "slim").exists()
+
+
+def test_a_latency_that_is_asked_for_is_met(desk: Desk, tmp_path: Path) -> None:
+    made = paredown.prune(
+        desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", latency_ms=1e3, minutes=0, threads=1
+    )
+    facts = made.report()
+    assert facts["accepted"] and facts["objective"] == {"dial": "latency_ms", "value": 1e3, "max_drop": None}
+    assert facts["latency_ms_p50"]["pruned"] <= 1e3
+    assert facts["candidate"] == "dense, exact folds" and facts["quality_pruned"] == facts["quality_dense"]
 
 
 def test_uniform_gives_what_stock_transformers_opens(desk: Desk, tmp_path: Path) -> None:
@@ -176,7 +187,7 @@ def test_a_sentence_encoder_without_labels(desk: Desk, tmp_path: Path) -> None:
     assert facts["parity"] < 1e-4
 
 
-@pytest.mark.parametrize("target", ["openvino"])
+@pytest.mark.parametrize("target", ["openvino", "torch"])
 def test_other_targets(desk: Desk, tmp_path: Path, target: str) -> None:
     out = tmp_path / "slim"
     made = paredown.prune(

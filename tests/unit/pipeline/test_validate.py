@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import paredown
+from paredown.bundle import Bundle
+from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
 
 
@@ -31,6 +33,24 @@ def test_validate_says_no_to_a_budget_that_is_not_met(made: Path, desk: Desk) ->
     facts = paredown.validate(made, eval=desk.test, max_drop=0.0, threads=1)
     assert facts["accepted"] is False
     assert "bound on the drop" in facts["verdict"]
+
+
+def test_validate_takes_the_columns_of_the_run_that_made_it(
+    made: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = paredown.load(made).report()
+    assert claim["columns"]["text_column"] is None
+    changed = {**claim, "columns": {**claim["columns"], "text_column": "no such column"}}
+    monkeypatch.setattr(Bundle, "report", lambda self: changed)
+    with pytest.raises(paredown.BadData, match="no such column"):
+        paredown.validate(made, eval=desk.test, threads=1)
+
+
+def test_bench_needs_one_vocabulary_for_the_texts_of_a_file(made: Path, desk: Desk, tmp_path: Path) -> None:
+    other = save(tiny("roberta"), tmp_path / "other")
+    tiny_tokenizer("roberta").save_pretrained(other)
+    with pytest.raises(paredown.ParedownError, match="different vocabularies"):
+        paredown.bench(made, other, eval=desk.test, threads=1)
 
 
 def test_bench_of_a_model_and_its_bundle(made: Path, desk: Desk) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,36 @@ def test_rounds_interleave_and_everybody_gets_the_same_work(helper: Path) -> Non
     assert "a" * 7 not in order
     assert "b" * 7 not in order
     assert order.count("ab") + order.count("ba") >= 3 * 3
+
+
+def test_no_more_processes_are_alive_than_may_be_together(helper: Path) -> None:
+    seen = []
+    timings = measure(
+        [alternative(helper, name) for name in "abcd"],
+        [batch(1, 2)],
+        singles=[batch(3)],
+        rounds=3,
+        threads=1,
+        together=2,
+        progress=lambda done, of: seen.append((done, of)),
+    )
+    assert seen == [(done, 9) for done in range(1, 10)]
+    assert list(timings) == ["a", "b", "c", "d"]
+    assert all(timing.offline_seconds.shape == (3,) for timing in timings.values())
+    assert all(timing.single_ms.shape == (3, 1) for timing in timings.values())
+    starts = [entry for entry in log_of(helper, "a") if "loaded" in entry]
+    assert len({entry["pid"] for entry in starts}) == 3  # the first is timed with each of the others
+    lives = sorted((log_of(helper, name)[0]["at"], log_of(helper, name)[-1]["at"]) for name in "bcd")
+    assert all(end < begin for (_, end), (begin, _) in pairwise(lives))
+
+
+def test_times_of_a_later_group_are_scaled_by_what_the_first_alternative_took_there() -> None:
+    here = Timing("a", np.array([1.0, 2.0, 9.0]), np.array([[1.0, 3.0], [2.0, 2.0], [9.0, 9.0]]), 4)
+    there = Timing("a", np.array([2.0, 8.0]), np.array([[4.0, 4.0], [1.0, 1.0]]), 4)
+    other = Timing("b", np.array([1.0, 2.0]), np.array([[2.0, 6.0], [1.0, 3.0]]), 4)
+    scaled = timing._scaled(other, there, here, 2)
+    np.testing.assert_allclose(scaled.offline_seconds, [0.5, 0.5])
+    np.testing.assert_allclose(scaled.single_ms, [[1.0, 3.0], [2.0, 6.0]])
 
 
 def test_seconds_ends_early_but_not_before_three_rounds(helper: Path) -> None:

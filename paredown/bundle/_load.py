@@ -1,0 +1,167 @@
+"""A bundle opened: the dense architecture without weights, the folds and the plan replayed, the weights loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from paredown import registry
+from paredown.anatomy import describe
+from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, WEIGHTS, read_manifest, sha256
+from paredown.cores import cores
+from paredown.encoder import Encoder
+from paredown.errors import BadData, CorruptBundle, ParedownError
+from paredown.models import FAMILIES, build_empty, load_model, silenced, unsupported_family
+from paredown.surgery import cut, fold
+from paredown.targets import torch as torch_target
+from paredown.tasks import run_batches, tokenize
+from paredown.types import Anatomy, Array, Plan, Runner
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # every runner takes those it knows
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; `manifest` is its bundle.json. Files are read when a method needs them, and never changed."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    plan: Plan
+
+    def report(self) -> dict[str, Any]:
+        """The evidence as written by the run that made the bundle. Raises `ParedownError` when it has none."""
+        if REPORT not in self.manifest["files"]:
+            raise ParedownError(f"{self.folder} was saved without a report")
+        found: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        return found
+
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer of the dense model."""
+        folder = self.folder / TOKENIZER
+        try:
+            with silenced():
+                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise CorruptBundle(f"the tokenizer in {folder} cannot be loaded: {error}") from None
+
+    def model(self) -> PreTrainedModel:
+        """The cut transformers model in fp32 and eval mode. Its config still tells the dense model's widths."""
+        return self._open()[0]
+
+    def encoder(self) -> Encoder:
+        """The cut model as the forward pass that is exported, timed and served."""
+        model, anatomy = self._open()
+        return Encoder(model, anatomy.layout).eval()
+
+    def _open(self) -> tuple[PreTrainedModel, Anatomy]:
+        model, anatomy = build_shell(self.manifest, self.plan)
+        path = self.folder / WEIGHTS
+        try:
+            state: dict[str, Tensor] = load_file(path)
+            # One Parameter object for every name that shares it: loading by assignment then ties them again.
+            state |= {name: nn.Parameter(state[name]) for name, _ in model.named_parameters() if name in state}
+            state |= {name: state[source] for name, source in self.manifest["tied"].items()}
+            model.load_state_dict(state, strict=True, assign=True)
+        except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise CorruptBundle(f"{path} does not hold the weights of this bundle's model: {reason}") from None
+        return model.eval(), anatomy
+
+    def runner(self, *, target: str | None = None, precision: str | None = None, threads: int | None = None) -> Runner:
+        """A runner of the file that serves, or of another one in the bundle; on all cores unless `threads` says else.
+
+        Raises `ParedownError`, listing what there is, when the bundle has no such file, `MissingExtra` when the
+        runtime is not installed. Whoever opens a runner closes it. The one of torch sets the process's threads.
+        """
+        target = target or self.manifest["target"]
+        if precision is None:
+            precision = self.manifest["precision"] if target == self.manifest["target"] else "fp32"
+        file = SERVING.get((target, precision))
+        if file not in self.manifest["files"]:
+            have = ", ".join(" ".join(key) for key, name in SERVING.items() if name in self.manifest["files"])
+            raise ParedownError(f"{self.folder} has no {precision} file for {target}; it has {have}")
+        count = threads or cores()
+        if target == "torch":
+            return torch_target.load_encoder(self.encoder(), threads=count)
+        runner: Runner = registry.find("targets", target).load(self.folder / str(file), threads=count)
+        return runner
+
+    @cached_property
+    def _serving(self) -> tuple[Any, Runner]:
+        return self.tokenizer(), self.runner()
+
+    def predict(self, texts: Sequence[str], *, batch_size: int = 64) -> Array:
+        """Logits [N, C] or embeddings [N, D] of the texts, in their order, by the file that serves.
+
+        Texts are cut at the manifest's `max_length` tokens. Tokenizer and runner are kept for the next call. Raises
+        `BadData` when there is no text.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise BadData("predict takes a list of texts with at least one in it")
+        tokenizer, runner = self._serving
+        tokens = tokenize(tokenizer, texts, max_length=self.manifest["max_length"], input_names=_INPUTS)
+        return run_batches(lambda inputs: next(iter(runner.run(inputs).values())), tokens, batch_size=batch_size)
+
+    def labels_of(self, outputs: Array) -> list[str]:
+        """The label with the largest logit for every row of `outputs` [N, C]. Raises `BadData` for an embedder."""
+        labels = self.manifest["labels"]
+        if not labels:
+            raise BadData(f"{self.folder} is a {self.manifest['task']} model, which has no labels")
+        names = {index: name for name, index in labels.items()}
+        return [names[int(index)] for index in np.asarray(outputs).argmax(-1)]
+
+
+def load(folder: str | Path, *, verify: bool = True) -> Bundle:
+    """The bundle at `folder`, every file of it checked against its sha256 (without `verify` only that it is there).
+
+    Files that the manifest does not name are left alone. Raises `CorruptBundle` naming the first file that is missing
+    or was changed, `ParedownError` when the folder is no bundle or was written by a release that came after this one.
+    """
+    place = Path(folder).expanduser().resolve()
+    manifest = read_manifest(place)
+    for name, digest in manifest["files"].items():
+        if not (place / name).is_file():
+            raise CorruptBundle(f"the bundle {place} lacks {name}")
+        if verify and sha256(place / name) != digest:
+            raise CorruptBundle(f"{place / name} was changed after the bundle was written: its sha256 differs")
+    try:
+        plan = Plan.from_json((place / PLAN).read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptBundle(f"{place / PLAN} is not a plan: {error}") from None
+    if plan.id != manifest["plan_id"]:
+        raise CorruptBundle(f"{place / PLAN} is not the plan of this bundle: its id differs")
+    return Bundle(place, manifest, plan)
+
+
+def torch_runner(path: str, *, threads: int) -> Runner:
+    """A torch runner of the model in a folder: a bundle, or a transformers or sentence-transformers checkpoint.
+
+    Timing workers load it by name ("paredown.bundle:torch_runner").
+    """
+    if (Path(path) / MANIFEST).is_file():
+        return load(path).runner(target="torch", threads=threads)
+    dense = load_model(path)
+    anatomy = describe(dense.model, task=dense.task, pooling=dense.pooling, normalize=dense.normalize)
+    return torch_target.load_encoder(Encoder(dense.model, anatomy.layout).eval(), threads=threads)
+
+
+def build_shell(manifest: Mapping[str, Any], plan: Plan) -> tuple[PreTrainedModel, Anatomy]:
+    """The cut architecture without weights, and the anatomy of the dense one."""
+    config = manifest["config"]
+    if config.get("model_type") not in FAMILIES:
+        raise unsupported_family(str(config.get("model_type")))
+    task = manifest["task"]
+    dense = build_empty(config, task)
+    anatomy = describe(dense, task=task, pooling=manifest["pooling"], normalize=manifest["normalize"])
+    folded, _ = fold(dense, anatomy)  # without weights this only drops the modules that the task never reads
+    return cut(folded, anatomy, plan), anatomy
