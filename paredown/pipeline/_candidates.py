@@ -112,7 +112,7 @@ def student_candidates(
     progress.stage(f"Exporting {student.name}")
     encoder = Encoder(student.model, prepared.anatomy.layout)
     stem = student.name.replace(" ", "-").replace(",", "")
-    onnx = work.file(f"{stem}.onnx", lambda path: ort.export(encoder, path))
+    onnx = work.file(f"{stem}.onnx", lambda path: ort.export(encoder, path, like=work.path("dense.onnx")))
     quantized = work.file(f"{stem}-int8.onnx", lambda path: int8.quantize(onnx, path))
     weights = work.path(f"{stem}-weights.safetensors")
     work.tensors(f"{stem}-weights", lambda: _loaders.state_of(student.model))

@@ -40,7 +40,6 @@ def run(settings: Settings, progress: Progress) -> Bundle:
     """See `paredown.pipeline.prune`."""
     out = Path(settings.out).expanduser().resolve()
     bundles.check_free(out)
-    give_back_what_is_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or cores())
     try:
@@ -115,6 +114,7 @@ def _holds_accepted(folder: str) -> bool:
 def _judged(
     candidates: Sequence[Candidate], prepared: Prepared, settings: Settings, progress: Progress
 ) -> tuple[list[Judged], Judged, Any]:
+    give_back_what_is_freed()
     judged, fastest = timed(candidates, prepared, settings, progress)
     baseline = next(j for j in judged if j.candidate is fastest)
     assert baseline.timing is not None
@@ -163,6 +163,7 @@ def _students(shop: Workshop, dense_seconds: float) -> list[Student]:
                 continue
             name = "as fast as pruning goes"  # in int8 it may still reach the target
             plan, predictions = _planned(shop, name, error.closest * 1.01, share)
+        give_back_what_is_freed()
         student = shop.refit(name, plan, predictions=predictions)
         if share and settings.minutes:
             student = shop.distilled(student, settings.minutes * share)

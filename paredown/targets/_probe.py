@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,12 @@ def probe(path_in: Path, path_out: Path, widths: Sequence[tuple[int, int]]) -> P
         if len(widths) > 1 and len(sources) == 1:
             raise ParedownError(f"{path_in} has one layer only, so a probe of it has one at most")
     layers = [_resized(*pair, common=common) for pair in zip(chosen, widths, strict=True)]
-    nodes, initializers = build(layers, common)
+    swap_layers(graph, *build(layers, common))
+    return save(model, path_out)
+
+
+def swap_layers(graph: Any, nodes: Sequence[Any], initializers: Sequence[Any]) -> None:
+    """Puts other layers, as `_lean.build` makes them, in the place of those that the graph of an export has."""
     names = [node.name.startswith(_LAYER) for node in graph.node]
     start, stop = names.index(True), len(names) - names[::-1].index(True)
     before, after = list(graph.node)[:start], list(graph.node)[stop:]
@@ -54,13 +60,19 @@ def probe(path_in: Path, path_out: Path, widths: Sequence[tuple[int, int]]) -> P
     del graph.node[:], graph.initializer[:]
     graph.node.extend([*before, *nodes, *after])
     graph.initializer.extend([*kept, *initializers])
-    temporary = Path(f"{os.fspath(path_out)}.part")
+
+
+def save(model: Any, path: Path) -> Path:
+    """`path`, written whole or not at all."""
+    import onnx
+
+    temporary = Path(f"{os.fspath(path)}.part")
     try:
         onnx.save(model, os.fspath(temporary))
-        os.replace(temporary, path_out)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return Path(path_out)
+    return Path(path)
 
 
 _PARTS = (

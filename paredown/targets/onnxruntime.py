@@ -18,7 +18,7 @@ import numpy as np
 
 from paredown.errors import MissingExtra, ParedownError
 from paredown.targets import _lean
-from paredown.targets._probe import probe
+from paredown.targets._probe import probe, save, swap_layers
 from paredown.types import Array, Limits, Runner
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ LIMITS = Limits(multiple_of=16)
 OPSET = 20  # the first one with Gelu as an operator
 
 
-def export(encoder: Encoder, path: Path, *, opset: int | None = None) -> Path:
+def export(encoder: Encoder, path: Path, *, opset: int | None = None, like: Path | None = None) -> Path:
     """`path`, written: an ONNX file that computes `encoder`, with batch and length left open.
 
     Inputs are int64 [B, T] named as in `encoder.input_names`; the one float32 output is named `encoder.output_name`.
     Embeddings, pooling and head are traced with torch's exporter; the layers between them are written by `_lean`,
-    whatever widths they have. Raises UnsupportedModel for layers that cannot be written, MissingExtra.
+    whatever widths they have. `like` is an earlier export of the same architecture: its trace is used again, which
+    saves seconds. Raises UnsupportedModel for layers that cannot be written, MissingExtra.
     """
     try:
         import onnx
@@ -48,27 +49,46 @@ def export(encoder: Encoder, path: Path, *, opset: int | None = None) -> Path:
         raise MissingExtra(error.name or "onnx", "onnx") from error
     if opset is not None and opset < OPSET:
         raise ParedownError(f"opset {opset} has no Gelu operator; use {OPSET} or newer, or leave it out")
-    model = _assemble(encoder, opset or OPSET)
+    model = _refilled(encoder, onnx.load(os.fspath(like))) if like is not None else None
+    model = model or _assemble(encoder, opset or OPSET)
     onnx.checker.check_model(model)
-    temporary = Path(f"{os.fspath(path)}.part")
-    try:
-        onnx.save(model, os.fspath(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Path(path)
+    return save(model, path)
+
+
+def _refilled(encoder: Encoder, model: Any) -> Any:
+    """An export with the tensors and layers of `encoder` in place of its own; None if its trace holds other things."""
+    from onnx import TensorProto, numpy_helper
+
+    common, layers = _layers_of(encoder)
+    if {entry.key: entry.value for entry in model.metadata_props}.get(_lean.METADATA) != common.to_json():
+        return None
+    own = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    for tensor in model.graph.initializer:
+        part, _, name = tensor.name.partition(".")
+        if part not in ("stem", "tail"):
+            continue
+        if name in own and list(own[name].shape) == list(tensor.dims):
+            tensor.CopyFrom(numpy_helper.from_array(own[name].numpy(), tensor.name))
+        elif tensor.data_type != TensorProto.INT64 and tensor.dims:
+            return None  # computed from weights when it was traced
+    swap_layers(model.graph, *_lean.build(layers, common))
+    return model
+
+
+def _layers_of(encoder: Encoder) -> tuple[_lean.Shared, list[dict[str, Array]]]:
+    common = _lean.shared(encoder)
+    last = len(encoder.layers) - 1
+    return common, [
+        _lean.tensors_of(layer, first_row=common.first_row and i == last, position_bias=common.position_bias)
+        for i, layer in enumerate(encoder.layers)
+    ]
 
 
 def _assemble(encoder: Encoder, opset: int) -> Any:
     """The whole graph: traced embeddings and mask, written layers, traced pooling and head."""
     from onnx import helper, numpy_helper
 
-    common = _lean.shared(encoder)
-    last = len(encoder.layers) - 1
-    layers = [
-        _lean.tensors_of(layer, first_row=common.first_row and i == last, position_bias=common.position_bias)
-        for i, layer in enumerate(encoder.layers)
-    ]
+    common, layers = _layers_of(encoder)
     model, tail = _traced(encoder, common, opset)
     nodes, initializers = _lean.build(layers, common)
 

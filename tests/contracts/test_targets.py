@@ -119,6 +119,32 @@ def test_sentence_encoders_compute_what_torch_computes(family: str, target: str,
     same_function(target, *exported(family, "text-embedding"))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_model_of_the_architecture_takes_over_the_trace(
+    family: str, exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, files = exported(family, "text-classification")
+    model = tiny(family, max_position_embeddings=80, seed=5)
+    other = Encoder(model, describe(model).layout).eval()
+
+    trace, traced = onnxruntime._traced, []
+    monkeypatch.setattr(onnxruntime, "_traced", lambda *arguments: traced.append(1) or trace(*arguments))
+    written = onnxruntime.export(other, tmp_path / "other.onnx", like=files["onnxruntime"])
+    same_function("onnxruntime", other, {"onnxruntime": written})
+    assert bool(traced) == (family in ("distilbert", "electra"))  # torch transposes weights of theirs as it traces
+
+
+def test_the_trace_of_another_architecture_is_not_taken_over(exported: Any, tmp_path: Path) -> None:
+    _, files = exported("bert", "text-classification")
+    model = tiny("bert", max_position_embeddings=80, layer_norm_eps=1e-5)
+    other = Encoder(model, describe(model).layout).eval()
+    same_function(
+        "onnxruntime",
+        other,
+        {"onnxruntime": onnxruntime.export(other, tmp_path / "other.onnx", like=files["onnxruntime"])},
+    )
+
+
 @pytest.mark.parametrize("target", EXPORTED)
 def test_a_result_is_not_overwritten_by_the_next_run(target: str, exported: Any) -> None:
     encoder, files = exported("bert", "text-classification")
