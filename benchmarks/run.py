@@ -72,7 +72,7 @@ def banking77_untrained() -> list[dict[str, Any]]:
 
 def banking77_twice() -> list[dict[str, Any]]:
     """A speed asked for, and then found again three times in fresh processes."""
-    made = _prune("banking77-twice", *_banking77(), "--speedup", "2", "--minutes", "5")
+    made = _prune("banking77-twice", *_banking77(), "--speedup", "2", "--minutes", "2")
     again = [
         {"step": f"validate {i}", **_command("validate", str(WORK / "banking77-twice"), "--eval", _banking77()[-1])}
         for i in (1, 2, 3)
@@ -83,7 +83,7 @@ def banking77_twice() -> list[dict[str, Any]]:
 def newsgroups() -> list[dict[str, Any]]:
     """A sentence encoder on long texts, at a mean cosine of 0.98 or better; then its Spearman drop on STS-B."""
     train, test = _newsgroups()
-    made = _prune("newsgroups", str(_minilm()), "--data", train, "--eval", test, "--max-drop", "2%", "--minutes", "20")
+    made = _prune("newsgroups", str(_minilm()), "--data", train, "--eval", test, "--max-drop", "2%", "--minutes", "10")
     columns = ("--text-column", "6", "--pair-column", "7", "--score-column", "5")
     stsb = str(_assets() / "data/stsb/original_sts-test.tsv")
     similar = _command("validate", str(WORK / "newsgroups"), "--eval", stsb, *columns)

@@ -50,11 +50,11 @@ OPENER, STORY, CLOSER = 0.35, 0.12, 0.45
 LOWER, UPPER, SHORTENED, MISTYPED = 0.45, 0.02, 0.15, 0.25
 
 
-CLASSIFIER_SECONDS = 30.0
+CLASSIFIER_SECONDS = 20.0
 MAX_DROP = 0.02  # two points: with 1,200 guardrail texts a bound of one point would reject nearly everything
 
 
-def run(out: str | Path, *, minutes: float = 0.6, progress: Progress | None = None) -> Bundle:
+def run(out: str | Path, *, minutes: float = 0.5, progress: Progress | None = None) -> Bundle:
     """The bundle of the whole job, at `out`/bundle: data made, a classifier trained on it, pruned, gated, proven.
 
     What an earlier, stopped start has made in `out` is used again. Raises MissingExtra without the `demo` extra, and

@@ -265,7 +265,7 @@ def demo(
         typer.Option(
             "--minutes", metavar="N", help="Training time of the pruned model.", rich_help_panel=options.BUDGET
         ),
-    ] = 0.6,
+    ] = 0.5,
     json: options.Json = False,
 ) -> int:
     """Run the whole job on a support desk made on the spot: under five minutes on two cores, without network."""

@@ -255,7 +255,7 @@ def _grid(
     pair = [Alternative("dense", dense.alternative.loader, dense.alternative.path, dense.alternative.options)]
     pair.append(Alternative("pruned", small.alternative.loader, small.alternative.path, small.alternative.options))
     # as "singles" every batch keeps a time of its own
-    found = measure(pair, batches[:1], singles=batches, rounds=7, threads=settings.threads, seconds=8)
+    found = measure(pair, batches[:1], singles=batches, rounds=7, threads=settings.threads, seconds=4)
     rows = []
     for i, (batch, length) in enumerate(grid):
         ms = {name: float(np.median(found[name].single_ms[:, i])) for name in ("dense", "pruned")}

@@ -22,7 +22,7 @@ from paredown.validation.timing import Alternative, Timing, measure
 WORKERS_MEMORY = 2 * 2**30  # bytes that the timing processes alive at once may hold together, plus one model's
 WORKER_MEMORY = 0.15 * 2**30  # of one, plus twice its model: as read, and as the engine packs it
 WORK_PER_PASS = 1.2e10  # multiply-accumulates of a timed pass: a third of a second on two cores
-ROUNDS = 5
+ROUNDS = 4
 DENSE = "dense, exact folds"
 
 
@@ -48,12 +48,8 @@ class Stopwatch:
             p.numel()
             for p in self.prepared.encoder.model.get_submodule(self.prepared.anatomy.layout.layers).parameters()
         )
-        batches, singles = timing_batches(tokens)
-        fits = max(1, int(WORK_PER_PASS / layers))
-        shuffled = np.random.default_rng(0).permutation(len(batches))
-        sizes = np.cumsum([batches[i]["input_ids"].size for i in shuffled])
-        chosen = shuffled[: int(np.searchsorted(sizes, fits)) + 1]
-        self._batches = [batches[i] for i in chosen] if self.metric == "offline" else batches[:1]
+        batches, singles = timing_batches(tokens, most_tokens=int(WORK_PER_PASS / layers))
+        self._batches = batches if self.metric == "offline" else batches[:1]
         self._singles = singles if self.metric == "single" else []
 
     @property
@@ -90,7 +86,7 @@ class Stopwatch:
 
     def against(self, alternatives: Sequence[Alternative]) -> dict[str, float]:
         """Seconds of other alternatives by name, by the same clock as `time`. Call `table` first."""
-        timings = self._measure([self._alternative(DENSE, self.full), *alternatives])
+        timings = self._measure([self._alternative(DENSE, self.full), *alternatives], rounds=3)
         reference = self._seconds(timings[DENSE])
         ratios = {one.name: np.median(self._seconds(timings[one.name]) / reference) for one in alternatives}
         return {name: float(ratio) * self.dense for name, ratio in ratios.items()}

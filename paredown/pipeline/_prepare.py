@@ -23,8 +23,8 @@ from paredown.types import Anatomy, Array, canonical_json
 from paredown.validation.machine import card
 
 BATCH = 64  # texts of an Offline batch, sorted by length
-TIMED_TEXTS = 256  # enough for the shape of the length histogram
-TIMED_SINGLES = 40
+TIMED_TEXTS = 128  # of evenly spread ranks by length: the shape of the histogram without chance
+TIMED_SINGLES = 32
 TIMED_TOKENS = 16_000  # of the Offline texts together: long texts need fewer of them
 TIMED_BATCH_TOKENS = 4096  # of one Offline batch: 64 texts of up to 64 tokens, 8 of 512
 CALIBRATION_BATCH_TOKENS = 2048  # of one batch with gradients: autograd keeps every layer's attention scores
@@ -141,17 +141,25 @@ def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool
 
 
 def timing_batches(
-    tokens: Tokens, *, batch_size: int = BATCH, seed: int = 0
+    tokens: Tokens, *, batch_size: int = BATCH, most_tokens: int = TIMED_TOKENS
 ) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
-    """Length-sorted batches of a sample of the texts, and single texts of another."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(tokens))
-    fits = int(np.searchsorted(np.cumsum(tokens.lengths[order]), TIMED_TOKENS)) + 1
-    offline = order[: min(TIMED_TEXTS, fits)]
+    """Length-sorted batches of texts of evenly spread ranks by length, and single texts chosen the same way.
+
+    There are so many texts that they hold about `most_tokens`, eight at least if that many are there.
+    """
+    fits = int(most_tokens / max(1.0, float(tokens.lengths.mean())))
+    offline = _spread_by_length(tokens, min(TIMED_TEXTS, max(8, fits)))
     found = length_sorted_batches(tokens, batch_size=batch_size, indices=offline, most_tokens=TIMED_BATCH_TOKENS)
-    batches = [arrays for _, arrays in found]
-    singles = [arrays for _, arrays in length_sorted_batches(tokens, batch_size=1, indices=order[-TIMED_SINGLES:])]
-    return list(batches), list(singles)
+    singles = length_sorted_batches(tokens, batch_size=1, indices=_spread_by_length(tokens, TIMED_SINGLES))
+    return [arrays for _, arrays in found], [arrays for _, arrays in singles]
+
+
+def _spread_by_length(tokens: Tokens, count: int) -> Array:
+    """Indices of `count` texts, or all: the middles of as many equal parts of them, sorted by length."""
+    order = np.argsort(tokens.lengths, kind="stable")
+    count = min(count, len(order))
+    middles: Array = order[((np.arange(count) + 0.5) * len(order) / count).astype(int)]
+    return middles
 
 
 def calibration_batches(tokens: Tokens, *, most_tokens: int, most_texts: int = 4096) -> list[Mapping[str, Array]]:

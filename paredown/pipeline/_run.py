@@ -67,6 +67,7 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     )
     limits = huggingface.LIMITS if settings.uniform else watch.limits
     shop = Workshop(prepared, settings, work, watch, progress, _joined(limits, watch.limits))
+    progress.stage("Timing the dense model on every runtime")
     dense = _dense_seconds(candidates, watch, work)
     fastest = min(dense, key=dense.__getitem__)
     candidates.sort(key=lambda one: one.alternative is None or one.alternative.name != fastest)

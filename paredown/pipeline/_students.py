@@ -31,8 +31,8 @@ from paredown.types import Budget, Limits, Plan, Scores
 SCORED_TOKENS = 24_000  # rows for the 1536 inputs of a small FFN fifteen times over
 AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
 ROUNDS = 4  # of solving again
-CAREFUL = 11  # rounds of timing a plan: it is faster than the dense model, so one round says less
-MOSTLY_KEPT = 0.6  # of the parameters of its layers: a student keeps as many layers as leave it that
+CAREFUL = 9  # rounds of timing a plan: it is faster than the dense model, so one round says less
+MOSTLY_KEPT = 0.5  # of the parameters of its layers: a student keeps as many layers as leave it that
 EXTRA_TEXTS = 1.0  # made-up texts per real one to distil on
 TEACHING_SHARE = (0.2, 0.1)  # of the minutes at most for the teacher's outputs on real and on made-up texts, on top
 

@@ -260,7 +260,8 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str, str]:
     if not result.get("accepted"):
         return "rejected", "Rejected", said or "No candidate passed the gate."
     if best.get("kind") in UNPRUNED:
-        return "unpruned", "Do not prune", said or f"Do not prune: use {best.get('name') or 'the dense model'}."
+        rest = said.removeprefix("Do not prune").lstrip(": ") or f"use {best.get('name') or 'the dense model'}."
+        return "unpruned", "Do not prune", rest[0].upper() + rest[1:]
     return "accepted", "Accepted", said or "The pruned model passed the gate."
 
 
