@@ -26,8 +26,9 @@ def latest() -> dict[str, list[dict[str, Any]]]:
     for record in (json.loads(line) for line in lines if line.strip()):
         if record["step"] == "prune":
             found[record["benchmark"]] = []
-        found[record["benchmark"]].append(record)
-    return {name: records for name, records in found.items() if "speedup" in records[0]}
+        if "speedup" in record and record["benchmark"] in found:  # else it ended in an error
+            found[record["benchmark"]].append(record)
+    return {name: records for name, records in found.items() if records}
 
 
 def speed_of(record: dict[str, Any]) -> str:

@@ -162,7 +162,7 @@ def validate(
     pair_column: options.PairColumn = None,
     score_column: options.ScoreColumn = None,
     max_drop: options.MaxDrop = None,
-    confidence: options.Confidence = 0.9,
+    confidence: options.SameConfidence = None,
     reference: Annotated[
         str | None,
         typer.Option(

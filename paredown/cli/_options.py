@@ -129,17 +129,16 @@ MaxDrop = Annotated[
         rich_help_panel=BUDGET,
     ),
 ]
-Confidence = Annotated[
-    float,
-    typer.Option(
-        "--confidence",
-        min=0.5,
-        max=1,
-        metavar="SHARE",
-        help="How sure the gate has to be that the drop is within bounds.",
-        rich_help_panel=BUDGET,
-    ),
-]
+_CONFIDENCE = typer.Option(
+    "--confidence",
+    min=0.5,
+    max=1,
+    metavar="SHARE",
+    help="How sure the gate has to be that the drop is within bounds.",
+    rich_help_panel=BUDGET,
+)
+Confidence = Annotated[float, _CONFIDENCE]
+SameConfidence = Annotated[float | None, _CONFIDENCE]  # by default that of the run before
 Threads = Annotated[
     int | None,
     typer.Option(

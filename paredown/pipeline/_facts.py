@@ -69,6 +69,7 @@ def gather(
         "objective": settings.objective(),
         "confidence": settings.confidence,
         "columns": settings.columns(),
+        "threads": settings.threads,
         **quality(task, data, dense, small, drop),
         **speed(served, shown.timing),
         "rounds": len(shown.timing.offline_seconds),
@@ -162,7 +163,7 @@ def write_bundle(
         xml = ov.export(files["model.onnx"], work.path("model.xml"))
         files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
     if settings.uniform:
-        folder = work.path("huggingface")
+        folder = work.path(f"huggingface-{plain_file(best).stem}")
         if not folder.exists():
             huggingface.export(best.model, prepared.loaded.tokenizer, folder, anatomy=prepared.anatomy, plan=best.plan)
         files |= {f"huggingface/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()}
@@ -203,8 +204,12 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     ]
     names = " and ".join(j.candidate.name for j in sorted(faster, key=lambda j: j.seconds))
     aside = f" Faster at no more loss than permitted: {names}; consider that first." if names else ""
-    if speedup.value <= 1:
-        return f"Do not prune for {found['target']}: nothing tried is faster than {found['speedup_against']}.{aside}"
+    if settings.dial == "latency_ms":
+        figures = f"a median of {shown.timing.latency_ms_p50 if shown.timing else 0:.2f} ms for one text, {figures}"
+    elif speedup.value <= 1:
+        return (
+            f"Do not prune for {found['target']}: nothing that passed is faster than {found['speedup_against']}.{aside}"
+        )
     kind = shown.candidate.kind
     advice = {
         "folded": "Do not prune: use the dense model with its exact folds",

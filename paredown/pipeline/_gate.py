@@ -59,8 +59,8 @@ def timed(
         rounds=ROUNDS,
         threads=settings.threads,
         seconds=SECONDS + SECONDS_PER_MINUTE * min(settings.minutes, 20),
-        together=at_once(prepared),
-        progress=lambda done, of: progress.advance(),
+        together=at_once(prepared.model),
+        progress=lambda done, of: progress.advance(ROUNDS / of),
     )
     by_name = {c.name: timings[c.alternative.name] for c in runnable if c.alternative is not None}
     dense = [c for c in runnable if c.kind == BASELINE]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Stopwatch:
     ) -> dict[Widths, float]:
         """Seconds of each shape, as multiples of the dense model's in the same run times its first measured time."""
         found: dict[Widths, float] = {}
-        size = at_once(self.prepared) - 1  # and the dense one; every probe is a file that goes when its group is timed
+        size = at_once(self.prepared.model) - 1  # beside the dense one; a probe is a file, gone when its group is timed
         for start in range(0, len(shapes), size):
             part = shapes[start : start + size]
             timings = self._measure(
@@ -112,7 +113,7 @@ class Stopwatch:
             singles=self._singles,
             rounds=rounds,
             threads=self.settings.threads,
-            together=at_once(self.prepared),
+            together=at_once(self.prepared.model),
         )
 
     def _alternative(self, name: str, widths: Widths) -> Alternative:
@@ -136,9 +137,9 @@ class Stopwatch:
         return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1)
 
 
-def at_once(prepared: Prepared) -> int:
-    """How many timing processes may be alive together without holding much more memory than pruning itself does."""
-    size = sum(p.numel() * p.element_size() for p in prepared.model.parameters())
+def at_once(model: Any) -> int:
+    """How many processes that time `model` may be alive together and hold no more than pruning itself does."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
     return max(2, min(8, int((WORKERS_MEMORY + size) / (WORKER_MEMORY + 2 * size))))
 
 

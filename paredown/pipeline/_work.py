@@ -26,9 +26,11 @@ class Work:
             shutil.rmtree(self.folder)  # another run's leftovers: other settings, other results
         self.resumed = self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        marker.write_text(key)
+        if not self.resumed:
+            self._replace(marker, lambda beside: beside.write_text(key))
         self._spent, self._begun = self._spent_before(), time.time()
-        self.path("starts").write_text(json.dumps([self._spent, self._begun]))
+        starts = json.dumps([self._spent, self._begun])
+        self._replace(self.path("starts"), lambda beside: beside.write_text(starts))
 
     @property
     def minutes(self) -> float:

@@ -140,10 +140,10 @@ def test_times_of_a_later_group_are_scaled_by_what_the_first_alternative_took_th
     np.testing.assert_allclose(scaled.single_ms, [[1.0, 3.0], [2.0, 6.0]])
 
 
-def test_seconds_ends_early_but_not_before_three_rounds(helper: Path) -> None:
+def test_seconds_ends_early_but_not_before_five_rounds(helper: Path) -> None:
     timings = measure([alternative(helper, "a")], [batch(1)], rounds=50, threads=1, seconds=0.0)
-    assert timings["a"].offline_seconds.shape == (3,)
-    assert timings["a"].single_ms.shape == (3, 0)
+    assert timings["a"].offline_seconds.shape == (5,)
+    assert timings["a"].single_ms.shape == (5, 0)
     assert np.isnan(timings["a"].latency_ms_p50)
 
 
