@@ -86,7 +86,7 @@ def banking77_twice() -> list[dict[str, Any]]:
 def newsgroups() -> list[dict[str, Any]]:
     """A sentence encoder on long texts, at a mean cosine of 0.98 or better; then its Spearman drop on STS-B."""
     train, test = _newsgroups()
-    made = _prune("newsgroups", str(_minilm()), "--data", train, "--eval", test, "--max-drop", "2%", "--minutes", "10")
+    made = _prune("newsgroups", str(_minilm()), "--data", train, "--eval", test, "--max-drop", "2%", "--minutes", "5")
     if made["exit_code"] != 0:
         return [made]
     columns = ("--text-column", "6", "--pair-column", "7", "--score-column", "5")

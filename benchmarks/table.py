@@ -15,7 +15,7 @@ NAMES = {
     "banking77": "MiniLM-L6 classifier, BANKING77, `--max-drop 1% --minutes 20`",
     "banking77-untrained": "the same, `--minutes 0`",
     "banking77-twice": "the same, `--speedup 2 --minutes 2`",
-    "newsgroups": "all-MiniLM-L6-v2 as an embedder, 20 newsgroups, `--max-drop 2% --minutes 10`",
+    "newsgroups": "all-MiniLM-L6-v2 as an embedder, 20 newsgroups, `--max-drop 2% --minutes 5`",
 }
 
 

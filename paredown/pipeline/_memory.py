@@ -15,7 +15,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 def give_back_what_is_freed() -> None:
     """Hands what is freed but still held back to the system, where the C library is glibc.
 
-    Between stages: telling malloc to do so at every free instead made distillation a third slower, measured.
+    Now and then: telling malloc to do so at every free instead made distillation a third slower, measured.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, which has its own ways
         ctypes.CDLL(None).malloc_trim(0)

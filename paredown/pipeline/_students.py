@@ -19,6 +19,7 @@ from paredown.errors import InfeasibleBudget
 from paredown.importance import score
 from paredown.pipeline._latency import Stopwatch, widths_of
 from paredown.pipeline._loaders import load_state, state_of
+from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, calibration_batches
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._work import Work
@@ -33,6 +34,7 @@ AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan
 ROUNDS = 4  # of solving again
 CAREFUL = 9  # rounds of timing a plan: it is faster than the dense model, so one round says less
 MOSTLY_KEPT = 0.5  # of the parameters of its layers: a student keeps as many layers as leave it that
+TRIM_EVERY = 10.0  # seconds of distilling: batches of changing lengths leave the heap full of holes
 EXTRA_TEXTS = 1.0  # made-up texts per real one to distil on
 TEACHING_SHARE = (0.2, 0.1)  # of the minutes at most for the teacher's outputs on real and on made-up texts, on top
 
@@ -198,6 +200,8 @@ class Workshop:
         def report(at: distill.Progress) -> None:
             nonlocal spent
             self.progress.advance(at.seconds - spent, f"divergence {at.distance:.4f}, best {at.best:.4f}")
+            if at.seconds // TRIM_EVERY > spent // TRIM_EVERY:
+                give_back_what_is_freed()
             spent = at.seconds
 
         model, history = distill.recover(
