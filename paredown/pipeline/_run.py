@@ -32,6 +32,7 @@ from paredown.types import Limits, Plan
 # BANKING77 the boldest passed, in fp32 and in int8; the gate decides.
 UNTRAINED = (1.3, 1.6, 2.0)
 TRAINED = ((3.0, 0.3), (4.5, 0.3), (7.0, 0.25))
+BRIEFLY_TRAINED = ((1.6, 0.3),)  # with less than a minute: what is cut deeper does not come back in that time
 LAYER_DROP_SHARE = 0.15
 MARGIN = 1.05  # a speed that is promised is planned for with this much to spare: what machines drift from run to run
 
@@ -153,9 +154,9 @@ def _students(shop: Workshop, dense_seconds: float) -> list[Student]:
     if settings.dial == "max_drop":
         wanted = [(f"{s:g} times", dense_seconds / s, 0.0) for s in UNTRAINED]
         if settings.minutes:
-            rungs = TRAINED[: max(1, int(settings.minutes))]  # a minute at least for each
+            rungs = TRAINED[: int(settings.minutes)] or BRIEFLY_TRAINED  # a minute at least for each
             spread_over = sum(share for _, share in rungs) / (1 - LAYER_DROP_SHARE)
-            wanted = [wanted[1]]
+            wanted = [wanted[0] if rungs is BRIEFLY_TRAINED else wanted[1]]
             wanted += [(f"{s:g} times, distilled", dense_seconds / s, share / spread_over) for s, share in rungs]
     else:
         goal = settings.latency_ms or dense_seconds / (settings.speedup or 1.0)
