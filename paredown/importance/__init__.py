@@ -13,6 +13,7 @@ from paredown.calibration import Batch, Statistics, collect
 from paredown.encoder import Encoder
 from paredown.errors import BadData
 from paredown.importance._evidence import Evidence
+from paredown.importance._measured import measured
 from paredown.types import Anatomy, Array, Group, Scores
 
 __all__ = ["Evidence", "evidence_of", "score"]
@@ -42,24 +43,30 @@ def evidence_of(group: Group, state: Mapping[str, Array], found: Statistics | No
 
 
 def score(
-    model: nn.Module, anatomy: Anatomy, calibration: Sequence[Batch], criterion: str = "fisher", *, seed: int = 0
+    model: nn.Module,
+    anatomy: Anatomy,
+    calibration: Sequence[Batch],
+    criterion: str = "fisher",
+    *,
+    judge: Sequence[Batch] = (),
+    seed: int = 0,
 ) -> Scores:
     """Scores of every head and neuron group. `calibration` holds padded batches as `tasks` makes them.
 
-    Raises BadData when the criterion needs texts and there are none.
+    With the further texts of `judge`, groups become comparable: a group's scores are scaled so that they add up to what
+    the model's answers really change when its units go. Raises BadData when texts are needed and there are none.
     """
     module = registry.find("importance", criterion)
     statistics: Mapping[str, Statistics] = {}
-    if module.NEEDS:
+    encoder = Encoder(model, anatomy.layout)
+    if module.NEEDS or judge:
         if not len(calibration):
             raise BadData(f"The criterion {criterion!r} needs calibration texts, and there are none.")
-        layers = range(anatomy.group("layers").units)
-        encoder = Encoder(model, anatomy.layout)
         statistics = collect(
             encoder,
             calibration,
-            layers=layers,
-            gram="gram" in module.NEEDS,
+            layers=range(anatomy.group("layers").units),
+            gram="gram" in module.NEEDS or bool(judge),
             gradients=not {"gradients", "curvature"}.isdisjoint(module.NEEDS),
             seed=seed,
         )
@@ -71,4 +78,7 @@ def score(
         for group in anatomy.groups
         if group.kind != "layer"
     }
-    return Scores(criterion, values, source=f"{len(calibration)} batches, seed {seed}")
+    source = f"{len(calibration)} batches, seed {seed}"
+    if judge:
+        values, source = measured(encoder, anatomy, values, statistics, judge), f"{source}, scaled to what was measured"
+    return Scores(criterion, values, source=source)

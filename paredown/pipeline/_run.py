@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,23 +17,15 @@ from paredown.errors import GateFailed, InfeasibleBudget, ParedownError
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import BASELINE, Candidate, control, dense_candidates, student_candidates
 from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
+from paredown.pipeline._ladder import make
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, peak_mib
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._settings import Progress, Settings
-from paredown.pipeline._students import Student, Workshop, drop_layers, spread
+from paredown.pipeline._students import Workshop
 from paredown.pipeline._work import Work
-from paredown.surgery import cut
 from paredown.targets import huggingface
-from paredown.types import Limits, Plan
-
-# Speed-ups asked of students before int8, and the share of the minutes each is distilled for. In the recorded run on
-# BANKING77 the boldest passed, in fp32 and in int8; the gate decides.
-UNTRAINED = (1.3, 1.6, 2.0)
-TRAINED = ((3.0, 0.3), (4.5, 0.3), (7.0, 0.25))
-BRIEFLY_TRAINED = ((1.6, 0.3),)  # with less than a minute: what is cut deeper does not come back in that time
-LAYER_DROP_SHARE = 0.15
-MARGIN = 1.05  # a speed that is promised is planned for with this much to spare: what machines drift from run to run
+from paredown.types import Limits
 
 
 def run(settings: Settings, progress: Progress) -> Bundle:
@@ -74,7 +65,7 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     dense = _dense_seconds(candidates, watch, work)
     fastest = min(dense, key=dense.__getitem__)
     candidates.sort(key=lambda one: one.alternative is None or one.alternative.name != fastest)
-    students = _students(shop, dense[fastest])
+    students = make(shop, dense[fastest])
     for student in students:
         candidates += student_candidates(student, prepared, settings, work, progress)
     candidates += control(prepared, settings, progress)
@@ -146,65 +137,6 @@ def _dense_seconds(candidates: Sequence[Candidate], watch: Stopwatch, work: Work
     alternatives = [c.alternative for c in candidates if c.kind == BASELINE and c.alternative]
     stored: dict[str, float] = work.json("dense-seconds", lambda: watch.against(alternatives))
     return stored
-
-
-def _students(shop: Workshop, dense_seconds: float) -> list[Student]:
-    """The smaller models that this run tries, by its dial and its minutes."""
-    settings = shop.settings
-    if settings.dial == "max_drop":
-        wanted = [(f"{s:g} times", dense_seconds / s, 0.0) for s in UNTRAINED]
-        if settings.minutes:
-            rungs = TRAINED[: int(settings.minutes)] or BRIEFLY_TRAINED  # a minute at least for each
-            spread_over = sum(share for _, share in rungs) / (1 - LAYER_DROP_SHARE)
-            wanted = [wanted[0] if rungs is BRIEFLY_TRAINED else wanted[1]]
-            wanted += [(f"{s:g} times, distilled", dense_seconds / s, share / spread_over) for s, share in rungs]
-    else:
-        goal = settings.latency_ms or dense_seconds / (settings.speedup or 1.0)
-        if goal / MARGIN >= shop.watch.dense:
-            return []  # the dense model with its exact folds is fast enough
-        share = 1 - LAYER_DROP_SHARE if settings.minutes else 0.0
-        wanted = [("at the target", goal / MARGIN, share)]
-    students: list[Student] = []
-    for name, seconds, share in wanted:
-        try:
-            plan, predictions = _planned(shop, name, seconds, share)
-        except InfeasibleBudget as error:
-            if settings.dial == "max_drop":
-                continue
-            name = "as fast as pruning goes"  # in int8 it may still reach the target
-            plan, predictions = _planned(shop, name, error.closest * 1.01, share)
-        give_back_what_is_freed()
-        student = shop.refit(name, plan, predictions=predictions)
-        if share and settings.minutes:
-            student = shop.distilled(student, settings.minutes * share)
-        students.append(student)
-    if settings.minutes:
-        students += _layer_drop(shop, students)
-    return students
-
-
-def _planned(shop: Workshop, name: str, seconds: float, share: float) -> tuple[Plan, tuple[dict[str, Any], ...]]:
-    """The plan of a student. Untrained ones keep every layer if they can: re-fitting bridges narrower layers better."""
-    if not share:
-        with contextlib.suppress(InfeasibleBudget):
-            return shop.plan(name, seconds, depth=shop.prepared.anatomy.group("layers").units)
-    return shop.plan(name, seconds)
-
-
-def _layer_drop(shop: Workshop, students: Sequence[Student]) -> list[Student]:
-    """What anybody can script: half of the layers dropped whole, evenly spread, and what is left distilled."""
-    total = shop.prepared.anatomy.group("layers").units
-    if total < 2:
-        return []
-    layers = spread(total, max(1, total // 2))
-    plan = drop_layers(shop.prepared, layers)
-    small = cut(shop.prepared.model, shop.prepared.anatomy, plan)
-    name = f"layers {' '.join(map(str, layers))}, distilled"
-    minutes = shop.settings.minutes * LAYER_DROP_SHARE
-    student = Student(
-        name, "layer-drop", plan, small, note=f"whole layers dropped, then {minutes:.1f} minutes distilled"
-    )
-    return [shop.distilled(student, minutes)]
 
 
 def _check_reached(settings: Settings, judged: Sequence[Judged]) -> None:

@@ -29,11 +29,13 @@ from paredown.surgery import cut
 from paredown.tasks import Tokens, augment, tokenize
 from paredown.types import Budget, Limits, Plan, Scores
 
+JUDGED_TOKENS = 4_000  # of further texts, on which the scale of each group's scores is measured
 SCORED_TOKENS = 24_000  # rows for the 1536 inputs of a small FFN fifteen times over
 AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
 ROUNDS = 4  # of solving again
 CAREFUL = 9  # rounds of timing a plan: it is faster than the dense model, so one round says less
 MOSTLY_KEPT = 0.5  # of the parameters of its layers: a student keeps as many layers as leave it that
+BISECTIONS = 12  # of a time: to within a thousandth of the dense model's
 TRIM_EVERY = 10.0  # seconds of distilling: batches of changing lengths leave the heap full of holes
 EXTRA_TEXTS = 1.0  # made-up texts per real one to distil on
 TEACHING_SHARE = (0.2, 0.1)  # of the minutes at most for the teacher's outputs on real and on made-up texts, on top
@@ -73,7 +75,11 @@ class Workshop:
 
         def compute() -> dict[str, Tensor]:
             self.progress.stage("Scoring heads and neurons")
-            found = score(self.prepared.model, anatomy, self.batches, "obs", seed=self.settings.seed)
+            used = sum(len(batch["input_ids"]) for batch in self.batches)
+            tokens = self.prepared.calibration
+            further = replace(tokens, ids=tokens.ids[used:] or tokens.ids)  # few texts serve for both
+            judge = calibration_batches(further, most_tokens=JUDGED_TOKENS)
+            found = score(self.prepared.model, anatomy, self.batches, "obs", judge=judge, seed=self.settings.seed)
             return {name: torch.from_numpy(np.asarray(value)) for name, value in found.values.items()}
 
         stored = self.work.tensors("scores", compute)
@@ -162,6 +168,25 @@ class Workshop:
         keep = {**anatomy.identity(), **found.keep, "layers": layers}
         return Plan(anatomy.fingerprint, keep, source=f"layers {list(layers)}, {found.source}")
 
+    def seconds_for(self, error: float) -> float:
+        """The fewest seconds at which no more than `error` of divergence is predicted, with all layers kept."""
+        depth = self.prepared.anatomy.group("layers").units
+        low, high = 0.0, self.table.predict(self.watch.full)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            try:
+                fine = self._predicted_error(self._at_depth(self.table, middle, depth)) <= error
+            except InfeasibleBudget:
+                fine = False
+            low, high = (low, middle) if fine else (middle, high)
+        return high
+
+    def _predicted_error(self, plan: Plan) -> float:
+        """The measured errors of all groups' widths added up: what they leave together is seldom less."""
+        return sum(
+            float(planning.error_of_width(values)[len(plan.keep[name])]) for name, values in self.scores.values.items()
+        )
+
     def _share(self, plan: Plan) -> float:
         """Of the parameters of the layers that stay, the share that stays."""
         costs = planning.arithmetic(self.prepared.anatomy, "params").group
@@ -188,7 +213,13 @@ class Workshop:
             return state_of(fitted)
 
         load_state(small, self.work.tensors(f"refit-{name}", compute))
-        return Student(name, "pruned", plan, small, **about)
+        return Student(name, "pruned", plan, self._sharing_embeddings(small), **about)
+
+    def _sharing_embeddings(self, model: Any) -> Any:
+        """The model with the dense model's own embeddings, which no stage changes: a copy for each would add up."""
+        for name in self.prepared.anatomy.layout.embeddings:
+            model.set_submodule(name, self.prepared.model.get_submodule(name), strict=True)
+        return model
 
     def distilled(self, student: Student, minutes: float) -> Student:
         """The student after so many minutes of learning the dense model's outputs; goes on where it was stopped."""
@@ -219,7 +250,7 @@ class Workshop:
         curve = tuple(
             {"candidate": name, "step": at.step, "minutes": at.seconds / 60, "distance": at.distance} for at in history
         )
-        return replace(student, model=model, recovery=student.recovery + curve)
+        return replace(student, model=self._sharing_embeddings(model), recovery=student.recovery + curve)
 
     @cached_property
     def lessons(self) -> tuple[Tokens, Tensor, Tokens | None, Tensor | None]:

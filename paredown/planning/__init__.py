@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paredown import registry
-from paredown.planning._costs import Costs, arithmetic
+from paredown.planning._costs import Costs, arithmetic, error_of_width
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
 from paredown.types import Anatomy, Budget, Limits, Plan, Scores
 
@@ -12,6 +12,7 @@ __all__ = [
     "LatencyTable",
     "Widths",
     "arithmetic",
+    "error_of_width",
     "fit_latency",
     "latency_costs",
     "latency_probes",

@@ -33,11 +33,12 @@ __all__ = ["Progress", "learning_rate", "recover", "teach"]
 Model = TypeVar("Model", bound=nn.Module)
 
 BATCH = 64
-BATCH_TOKENS = 4096  # of a training batch, padding included: autograd keeps every layer's attention scores
+BATCH_TOKENS = 4096  # of a batch, padding included: autograd keeps every layer's attention scores
 WARM_UP = 0.05  # share of the time
 LOGIT_WEIGHT = 0.05  # of the squared error of the logits: it still teaches where softmax is saturated
 CHECKPOINT_SECONDS = 30.0
-CHECKS = 10  # how often the held-out texts judge the student
+CHECKS = 10  # how often the held-out texts judge the student,
+HELD_TOKENS = 12_000  # of which there are so many: judging must not take the time for learning
 
 
 def learning_rate(layout: Layout) -> float:
@@ -69,7 +70,7 @@ def teach(
             if time.monotonic() - begun >= seconds:
                 break
             chunk = np.arange(first, min(first + size, len(tokens)))
-            batches = similar_lengths(tokens.lengths, chunk, batch_size=BATCH)
+            batches = similar_lengths(tokens.lengths, chunk, batch_size=BATCH, most_tokens=BATCH_TOKENS)
             outputs: list[Tensor] = []
             for rows in batches:
                 outputs.append(encoder(**_inputs(encoder, tokens, rows)).float())
@@ -109,7 +110,7 @@ def recover(
         raise ValueError("every text needs the teacher's output: wanted for tokens, extra_wanted for extra_tokens")
     student = copy.deepcopy(small).eval()
     encoder = Encoder(student, layout)
-    held = held_out(count, seed=seed)
+    held = held_out(tokens.lengths, seed=seed)
     learnt = np.setdiff1d(np.arange(count), held) if count > 1 else held
     judge = Tokens(tuple(tokens.ids[i] for i in held), tokens.pad_id, tokens.input_names, 0)
     judged = wanted[torch.from_numpy(held)]
@@ -181,9 +182,10 @@ def recover(
     return student.requires_grad_(False), history
 
 
-def held_out(count: int, *, seed: int = 0) -> Array:
-    """Which texts judge: a tenth of them drawn at random, 512 at most, one at least."""
-    return np.random.default_rng(seed).permutation(count)[: min(512, max(1, count // 10))]
+def held_out(lengths: Array, *, seed: int = 0) -> Array:
+    """Which texts judge: a tenth of them drawn at random, no more than 12,000 tokens, one text at least."""
+    drawn: Array = np.random.default_rng(seed).permutation(len(lengths))[: max(1, len(lengths) // 10)]
+    return drawn[: max(1, int(np.searchsorted(np.cumsum(lengths[drawn]), HELD_TOKENS, side="right")))]
 
 
 def _digest(tokens: Tokens) -> str:
@@ -246,7 +248,8 @@ def _judge(encoder: Encoder, tokens: Tokens, wanted: Tensor) -> float:
     """Mean divergence from the teacher on the held-out texts, in full precision."""
     total = 0.0
     with torch.inference_mode():
-        for rows in similar_lengths(tokens.lengths, np.arange(len(tokens)), batch_size=BATCH):
+        texts = np.arange(len(tokens))
+        for rows in similar_lengths(tokens.lengths, texts, batch_size=BATCH, most_tokens=BATCH_TOKENS):
             output = encoder(**_inputs(encoder, tokens, rows))
             total += float(distance(output, wanted[torch.from_numpy(rows)], encoder.output_name).sum())
     return total / len(tokens)

@@ -67,7 +67,7 @@ def by_distillation(one: Case) -> tuple[nn.Module, list[dict[str, Any]]]:
     model, _ = recovery.recover(
         one.small, method="distill", layout=layout, tokens=one.tokens, wanted=wanted, minutes=0.002
     )
-    held = distill.held_out(len(one.tokens))
+    held = distill.held_out(one.tokens.lengths)
     return model, [inputs for _, inputs in length_sorted_batches(one.tokens, indices=held)]
 
 

@@ -31,13 +31,13 @@ def seen(encoder: Encoder, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     last = len(encoder.layers) - 1
     with torch.no_grad():
-        streams = list(encoder.streams(**inputs))
+        x = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
+        mask = encoder.mask(x, inputs["attention_mask"])
         for i, layer in enumerate(encoder.layers):
-            x = streams[i]
             first = encoder.layout.pooling == "cls" and i == last
-            mask = encoder.mask(x, inputs["attention_mask"])
             found[f"layer.{i}.heads"] = layer.context(x, mask, first)
             found[f"layer.{i}.neurons"] = layer.hidden(layer.attend(x, mask, first))
+            x = encoder.step(i, x, mask)
     return found
 
 

@@ -49,12 +49,35 @@ def test_one_head_with_a_position_bias() -> None:
         assert torch.allclose(encoder(**inputs), stock(model, inputs), atol=1e-12, rtol=0)
 
 
-def test_streams_end_with_the_first_row_alone_only_for_cls() -> None:
+def test_the_last_step_gives_the_first_row_alone_only_for_cls() -> None:
     for task, rows in (("text-classification", 1), ("text-embedding", 11)):
         model = tiny("bert", task)
         encoder = Encoder(model, describe(model).layout)
-        shapes = [tuple(stream.shape) for stream in encoder.streams(**batch(model))]
-        assert shapes == [(4, 11, 24)] * 3 + [(4, rows, 24)]
+        inputs = batch(model)
+        shapes = []
+        with torch.no_grad():
+            x = encoder.embed(inputs["input_ids"], inputs["token_type_ids"])
+            for index in range(3):
+                assert torch.equal(encoder.forward_from(index, x, inputs["attention_mask"]), encoder(**inputs))
+                x = encoder.step(index, x, encoder.mask(x, inputs["attention_mask"]))
+                shapes.append(tuple(x.shape))
+        assert shapes == [(4, 11, 24)] * 2 + [(4, rows, 24)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_route_of_attention_gives_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel; the graph written out for export; and what training in bfloat16 does, to its precision."""
+    model = tiny(family)
+    encoder = Encoder(model, describe(model).layout)
+    inputs = batch(model)
+    with torch.no_grad():
+        fused = encoder(**inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encoder(**inputs).float()
+    torch.testing.assert_close(half, fused, rtol=0.05, atol=0.05)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(**inputs), fused, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_is_never_applied() -> None:

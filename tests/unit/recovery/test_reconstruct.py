@@ -95,7 +95,7 @@ def test_the_usual_ridge_costs_little() -> None:
     plant_redundancy(model, anatomy)
     half = tuple(range(10))
     found = refit(model, anatomy, layer_0_neurons=half, layer_1_neurons=half, layer_2_neurons=half)
-    assert gain(model, anatomy, *found) > 100
+    assert gain(model, anatomy, *found) > 20
 
 
 @pytest.mark.parametrize("task", ("text-classification", "text-embedding"))

@@ -1,0 +1,127 @@
+"""Scores of different groups on one scale: what leaving units out really does to the model's answers.
+
+A criterion looks at one sub-layer at a time and takes tokens for independent. Inside a group that ranks the units well;
+between groups it can be wrong by far: under mean pooling the errors of all tokens of a text add up in the last layer,
+where an independent sum is too small by their number. So each group is put to the test on texts.
+
+Legend: B batch, T tokens, X inputs of an output projection (heads side by side, or neurons), D model width, U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor, nn
+
+from paredown.calibration import Batch, Statistics, distance, evaluating, sub_layers, tensors
+from paredown.encoder import Encoder
+from paredown.errors import BadData
+from paredown.importance.obs import refitted
+from paredown.types import Anatomy, Array, Group
+
+
+def measured(
+    encoder: Encoder,
+    anatomy: Anatomy,
+    values: Mapping[str, Array],
+    statistics: Mapping[str, Statistics],
+    judge: Sequence[Batch],
+) -> dict[str, Array]:
+    """The same ranking, with every group's scores in units of the model's divergence (see `calibration.divergence`).
+
+    Of each group the lower half is left out, then all of it; what stays is re-fitted with the group's Gram matrix, and
+    the change of the answers is measured on the texts of `judge`. The first figure scales the scores, the second is
+    what all of them add up to. Cost: for each group about one pass over `judge`. Raises BadData without texts.
+    """
+    if not len(judge):
+        raise BadData("Measuring what groups matter needs calibration texts, and there are none.")
+    layers = range(anatomy.group("layers").units)
+    seen = Encoder(encoder.model, encoder.layout)  # its layers are views: what is put in there leaves the model alone
+    projections = sub_layers(seen, layers)
+    found = dict(values)
+    with torch.no_grad(), evaluating(seen):
+        texts = _Texts(seen, judge)
+        for index in layers:
+            for kind, role in (("heads", "output"), ("neurons", "down")):
+                name = f"layer.{index}.{kind}"
+                if name in projections:
+                    group, gram = anatomy.group(name), statistics[name].gram
+                    assert gram is not None
+                    half, whole = (
+                        texts.divergence(index, role, _without(group, projections[name], gram, values[name], count))
+                        for count in (group.units // 2, group.units)
+                    )
+                    found[name] = _scaled(values[name], half, whole)
+            texts.advance(index)
+    return found
+
+
+def _without(group: Group, projection: nn.Module, gram: Array, scores: Array, count: int) -> nn.Linear:
+    """The projection, re-fitted, without the `count` units of lowest score; their weights are zero."""
+    assert isinstance(projection, nn.Linear)
+    consumer = next(s for s in group.slices if s.role == "consumer")
+    kept = np.sort(np.argsort(scores, kind="stable")[count:])
+    bias = projection.weight.new_zeros(len(projection.weight)) if projection.bias is None else projection.bias
+    weight = torch.cat([projection.weight.T, bias[None]]).numpy()
+    fitted = torch.from_numpy(refitted(gram, weight, consumer.positions[kept].ravel())).to(bias.dtype)
+    made = nn.Linear(projection.in_features, projection.out_features, dtype=bias.dtype)
+    made.weight.copy_(fitted[:-1].T)
+    made.bias.copy_(fitted[-1])
+    return made
+
+
+def _scaled(scores: Array, half: float, whole: float) -> Array:
+    """The same order; the lower half of the scores adds up to `half`, all to `whole`, and no part to more than that."""
+    order = np.argsort(scores, kind="stable")
+    sums = np.concatenate([[0.0], np.cumsum(scores[order])])
+    middle = sums[len(scores) // 2]
+    if middle > 0 and half > 0:
+        sums *= half / middle
+    elif sums[-1] > 0:
+        sums *= whole / sums[-1]
+    sums = np.minimum(sums, max(whole, 0.0))
+    sums[-1] = max(whole, 0.0)
+    rising = isotonic_regression(np.diff(sums)).x
+    rising += np.arange(len(rising)) * 1e-12 * max(rising[-1], 1e-300)  # ties would lose the order
+    out = np.empty(len(scores))
+    out[order] = rising
+    return out
+
+
+@dataclass
+class _Texts:
+    """The texts that judge, with the dense model's stream before the layer at hand and its answers."""
+
+    encoder: Encoder
+    batches: Sequence[Batch]
+
+    def __post_init__(self) -> None:
+        inputs = [tensors(batch, self.encoder) for batch in self.batches]
+        self._masks = [one["attention_mask"] for one in inputs]
+        self._streams = [self.encoder.embed(one["input_ids"], one.get("token_type_ids")) for one in inputs]
+        self._wanted = [
+            self.encoder.forward_from(0, x, mask) for x, mask in zip(self._streams, self._masks, strict=True)
+        ]
+
+    def divergence(self, index: int, role: str, projection: nn.Linear) -> float:
+        """Mean over texts of how far the answers move when one layer's projection is this one."""
+        layer = self.encoder.layers[index]
+        before = getattr(layer, role)
+        setattr(layer, role, projection)
+        try:
+            found: list[Tensor] = [
+                distance(self.encoder.forward_from(index, x, mask), wanted, self.encoder.output_name)
+                for x, mask, wanted in zip(self._streams, self._masks, self._wanted, strict=True)
+            ]
+        finally:
+            setattr(layer, role, before)
+        return float(torch.cat(found).mean())
+
+    def advance(self, index: int) -> None:
+        """On to the next layer."""
+        for i, (x, mask) in enumerate(zip(self._streams, self._masks, strict=True)):
+            self._streams[i] = self.encoder.step(index, x, self.encoder.mask(x, mask))

@@ -1,0 +1,128 @@
+"""Which smaller models a run tries: a ladder from careful to bold, by the dial, the task and the minutes.
+
+Students cost training time, and the gate decides among them; so the ladder has few rungs, spread over what has been
+seen to pass. A classifier's accuracy cannot be told beforehand: its rungs are speeds. An embedder's drop is a
+divergence, which the scores predict: its rungs are shares of the drop that is allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paredown.errors import InfeasibleBudget
+from paredown.pipeline._memory import give_back_what_is_freed
+from paredown.pipeline._students import Student, Workshop, drop_layers, spread
+from paredown.surgery import cut
+
+LAYER_DROP_SHARE = 0.15  # of the minutes, for what anybody can script; the students share the rest
+MARGIN = 1.05  # a speed that is promised is planned for with this much to spare: what machines drift from run to run
+
+WORTH_IT = 0.97  # of the dense time: who takes longer is not tried
+
+# Speed-ups of a classifier before int8. On BANKING77 the boldest passed after 20 minutes, 1.3 times without training.
+REFITTED = (1.3, 1.6, 2.0)
+DISTILLED = (3.0, 4.5, 7.0)  # one for each minute
+BRIEFLY_DISTILLED = 1.6  # with less than a minute: what is cut deeper does not come back in that time
+
+# Predicted divergence of an embedder, in shares of the allowed drop: re-fitting leaves 1.2 times the prediction, five
+# minutes of distillation take a third of that away, and int8 needs its part (all-MiniLM-L6-v2: 0.007).
+REFITTED_ERRORS = (0.35, 0.7)
+DISTILLED_ERRORS = (0.6, 1.2)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A student to make: the time it may take as measured, and the minutes that it learns."""
+
+    name: str
+    seconds: float
+    minutes: float = 0.0
+
+
+def make(shop: Workshop, dense_seconds: float) -> list[Student]:
+    """All students of a run; `dense_seconds` are the fastest dense model's, which speed-ups are promised against."""
+    settings = shop.settings
+    students: list[Student] = []
+    for rung in _rungs(shop, dense_seconds):
+        try:
+            students.append(_student(shop, rung))
+        except InfeasibleBudget as error:
+            if settings.dial != "max_drop":  # in int8 it may still reach the target
+                fastest = Rung("as fast as pruning goes", error.closest * 1.01, rung.minutes)
+                students.append(_student(shop, fastest))
+    if settings.minutes:
+        students += _layer_drop(shop, students)
+    return students
+
+
+def _rungs(shop: Workshop, dense_seconds: float) -> list[Rung]:
+    settings = shop.settings
+    trained = settings.minutes * (1 - LAYER_DROP_SHARE)
+    if settings.dial != "max_drop":
+        goal = settings.latency_ms or dense_seconds / (settings.speedup or 1.0)
+        if goal / MARGIN >= shop.watch.dense:
+            return []  # the dense model with its exact folds is fast enough
+        return [Rung("at the target", goal / MARGIN, trained)]
+    if shop.prepared.classifies:
+        refitted, distilled = (
+            [dense_seconds / speed for speed in speeds] for speeds in classifier_speeds(settings.minutes)
+        )
+    else:
+        refitted, distilled = (_seconds(shop, errors) for errors in embedder_errors(settings.minutes))
+    rungs = [Rung(f"{dense_seconds / seconds:.3g} times", seconds) for seconds in refitted]
+    return rungs + [
+        Rung(f"{dense_seconds / seconds:.3g} times, distilled", seconds, trained / len(distilled))
+        for seconds in distilled
+    ]
+
+
+def _seconds(shop: Workshop, shares: Sequence[float]) -> list[float]:
+    """The times of students predicted to use these shares of the allowed drop, without those that save no time."""
+    found = [shop.seconds_for(share * (shop.settings.gate or 0.0)) for share in shares]
+    return sorted({seconds for seconds in found if seconds < WORTH_IT * shop.watch.dense}, reverse=True)
+
+
+def classifier_speeds(minutes: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The speed-ups of students that are re-fitted alone, and of those that are distilled too."""
+    if not minutes:
+        return REFITTED, ()
+    if minutes < 1:
+        return REFITTED[:1], (BRIEFLY_DISTILLED,)
+    return REFITTED[1:2], DISTILLED[: int(minutes)]
+
+
+def embedder_errors(minutes: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The same for embedders, in shares of the allowed drop."""
+    return (REFITTED_ERRORS[:1], DISTILLED_ERRORS) if minutes else (REFITTED_ERRORS, ())
+
+
+def _student(shop: Workshop, rung: Rung) -> Student:
+    """Planned, cut, re-fitted, distilled. Those that learn nothing keep every layer if they can: re-fitting bridges
+    narrower layers better."""
+    every = shop.prepared.anatomy.group("layers").units
+    planned = None
+    if not rung.minutes or not shop.prepared.classifies:
+        with contextlib.suppress(InfeasibleBudget):
+            planned = shop.plan(rung.name, rung.seconds, depth=every)
+    plan, predictions = planned or shop.plan(rung.name, rung.seconds)
+    give_back_what_is_freed()
+    student = shop.refit(rung.name, plan, predictions=predictions)
+    return shop.distilled(student, rung.minutes) if rung.minutes else student
+
+
+def _layer_drop(shop: Workshop, students: Sequence[Student]) -> list[Student]:
+    """What anybody can script: half of the layers dropped whole, evenly spread, and what is left distilled."""
+    total = shop.prepared.anatomy.group("layers").units
+    if total < 2:
+        return []
+    layers = spread(total, max(1, total // 2))
+    plan = drop_layers(shop.prepared, layers)
+    small = cut(shop.prepared.model, shop.prepared.anatomy, plan)
+    name = f"layers {' '.join(map(str, layers))}, distilled"
+    minutes = shop.settings.minutes * LAYER_DROP_SHARE
+    student = Student(
+        name, "layer-drop", plan, small, note=f"whole layers dropped, then {minutes:.1f} minutes distilled"
+    )
+    return [shop.distilled(student, minutes)]
