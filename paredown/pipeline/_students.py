@@ -69,6 +69,7 @@ class Workshop:
         self.batches = calibration_batches(self.prepared.calibration, most_tokens=SCORED_TOKENS)
         self.table: LatencyTable = self.watch.table(self.progress)
         self.scores = self._scores()
+        give_back_what_is_freed()
 
     def _scores(self) -> Scores:
         anatomy = self.prepared.anatomy
@@ -213,6 +214,7 @@ class Workshop:
             return state_of(fitted)
 
         load_state(small, self.work.tensors(f"refit-{name}", compute))
+        give_back_what_is_freed()
         return Student(name, "pruned", plan, self._sharing_embeddings(small), **about)
 
     def _sharing_embeddings(self, model: Any) -> Any:
@@ -224,6 +226,7 @@ class Workshop:
     def distilled(self, student: Student, minutes: float) -> Student:
         """The student after so many minutes of learning the dense model's outputs; goes on where it was stopped."""
         tokens, wanted, extra, extra_wanted = self.lessons
+        give_back_what_is_freed()
         name = student.name
         self.progress.stage(f"Distilling {name}", minutes * 60)
         spent = 0.0
@@ -247,6 +250,7 @@ class Workshop:
             seed=self.settings.seed,
             report=report,
         )
+        give_back_what_is_freed()
         curve = tuple(
             {"candidate": name, "step": at.step, "minutes": at.seconds / 60, "distance": at.distance} for at in history
         )

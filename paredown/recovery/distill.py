@@ -33,7 +33,7 @@ __all__ = ["Progress", "learning_rate", "recover", "teach"]
 Model = TypeVar("Model", bound=nn.Module)
 
 BATCH = 64
-BATCH_TOKENS = 4096  # of a batch, padding included: autograd keeps every layer's attention scores
+BATCH_TOKENS = 2048  # of a batch, padding included: autograd keeps every layer's activations
 WARM_UP = 0.05  # share of the time
 LOGIT_WEIGHT = 0.05  # of the squared error of the logits: it still teaches where softmax is saturated
 CHECKPOINT_SECONDS = 30.0

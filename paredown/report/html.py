@@ -99,7 +99,6 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
             )
             if words.finite(data.get(name)) is not None
         ],
-        "truncated": words.whole(data.get("truncated")) or 0,
         "notes": _texts(data.get("notes")),
         "machine": _pairs(result.get("machine")),
         "versions": _pairs(result.get("versions")),
