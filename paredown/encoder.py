@@ -108,7 +108,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     learning_in_half = torch.is_grad_enabled() and q.dtype == torch.bfloat16
     if not learning_in_half and not torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(2, 3) + mask.to(q.dtype)
+    mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)  # float32's least would round to -inf in bfloat16
+    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(2, 3) + mask
     with torch.autocast(q.device.type, enabled=False):  # it would do the softmax in float32, at four times the cost
         return scores.softmax(-1) @ v
 

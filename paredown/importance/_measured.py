@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from paredown.calibration import Batch, Statistics, distance, evaluating, sub_layers, tensors
 from paredown.encoder import Encoder
-from paredown.errors import BadData
 from paredown.importance.obs import refitted
 from paredown.types import Anatomy, Array, Group
 
@@ -35,10 +34,8 @@ def measured(
 
     Of each group the lower half is left out, then all of it; what stays is re-fitted with the group's Gram matrix, and
     the change of the answers is measured on the texts of `judge`. The first figure scales the scores, the second is
-    what all of them add up to. Cost: for each group about one pass over `judge`. Raises BadData without texts.
+    what all of them add up to. Cost: for each group about one pass over `judge`.
     """
-    if not len(judge):
-        raise BadData("Measuring what groups matter needs calibration texts, and there are none.")
     layers = range(anatomy.group("layers").units)
     seen = Encoder(encoder.model, encoder.layout)  # its layers are views: what is put in there leaves the model alone
     projections = sub_layers(seen, layers)
@@ -68,25 +65,29 @@ def _without(group: Group, projection: nn.Module, gram: Array, scores: Array, co
     bias = projection.weight.new_zeros(len(projection.weight)) if projection.bias is None else projection.bias
     weight = torch.cat([projection.weight.T, bias[None]]).numpy()
     fitted = torch.from_numpy(refitted(gram, weight, consumer.positions[kept].ravel())).to(bias.dtype)
-    made = nn.Linear(projection.in_features, projection.out_features, dtype=bias.dtype)
+    shape = projection.in_features, projection.out_features
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, *shape, dtype=bias.dtype)  # the random state is the caller's
     made.weight.copy_(fitted[:-1].T)
     made.bias.copy_(fitted[-1])
     return made
 
 
 def _scaled(scores: Array, half: float, whole: float) -> Array:
-    """The same order; the lower half of the scores adds up to `half`, all to `whole`, and no part to more than that."""
+    """The same order; the lower half of the scores adds up to `half`, all of them to `whole`.
+
+    Scores rise, so all add up to more where that would take a unit of the upper half below one of the lower.
+    """
     order = np.argsort(scores, kind="stable")
-    sums = np.concatenate([[0.0], np.cumsum(scores[order])])
-    middle = sums[len(scores) // 2]
-    if middle > 0 and half > 0:
-        sums *= half / middle
-    elif sums[-1] > 0:
-        sums *= whole / sums[-1]
-    sums = np.minimum(sums, max(whole, 0.0))
-    sums[-1] = max(whole, 0.0)
-    rising = isotonic_regression(np.diff(sums)).x
-    rising += np.arange(len(rising)) * 1e-12 * max(rising[-1], 1e-300)  # ties would lose the order
+    rising, lower = scores[order], len(scores) // 2
+    if lower and half > 0 and rising[:lower].sum() > 0:
+        rising = rising * (half / rising[:lower].sum())
+        sums = np.minimum(np.cumsum(rising[lower:]), max(whole - half, 0.0))
+        sums[-1] = max(whole - half, 0.0)
+        upper = isotonic_regression(np.diff(sums, prepend=0.0)).x
+        rising[lower:] = np.maximum(upper, rising[lower - 1])
+    elif rising.sum() > 0:
+        rising = rising * (whole / rising.sum())
+    rising = rising + np.arange(len(rising)) * 1e-12 * max(rising[-1], 1e-300)  # ties would lose the order
     out = np.empty(len(scores))
     out[order] = rising
     return out

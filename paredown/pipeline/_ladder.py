@@ -12,33 +12,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paredown.errors import InfeasibleBudget
-from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._students import Student, Workshop, drop_layers, spread
 from paredown.surgery import cut
 
 LAYER_DROP_SHARE = 0.15  # of the minutes, for what anybody can script; the students share the rest
 MARGIN = 1.05  # a speed that is promised is planned for with this much to spare: what machines drift from run to run
 
-WORTH_IT = 0.97  # of the dense time: who takes longer is not tried
+WORTH_IT = 0.97  # of the next slower time: who takes longer is not tried
 
 # Speed-ups of a classifier before int8. On BANKING77 the boldest passed after 20 minutes, 1.3 times without training.
 REFITTED = (1.3, 1.6, 2.0)
 DISTILLED = (3.0, 4.5, 7.0)  # one for each minute
-BRIEFLY_DISTILLED = 1.6  # with less than a minute: what is cut deeper does not come back in that time
+BRIEFLY_DISTILLED = 1.5  # with less than a minute: what is cut deeper does not come back in that time
 
 # Predicted divergence of an embedder, in shares of the allowed drop: re-fitting leaves 1.2 times the prediction, five
 # minutes of distillation take a third of that away, and int8 needs its part (all-MiniLM-L6-v2: 0.007).
 REFITTED_ERRORS = (0.35, 0.7)
 DISTILLED_ERRORS = (0.6, 1.2)
+SPEARMAN_PER_COSINE = 0.3  # of the drops: 0.0022 on STS-B against 0.0074, all-MiniLM-L6-v2 in int8
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A student to make: the time it may take as measured, and the minutes that it learns."""
+    """A student to make: the time it may take as measured, the minutes that it learns, whether all layers stay."""
 
     name: str
     seconds: float
     minutes: float = 0.0
+    every_layer: bool = True
 
 
 def make(shop: Workshop, dense_seconds: float) -> list[Student]:
@@ -50,7 +51,7 @@ def make(shop: Workshop, dense_seconds: float) -> list[Student]:
             students.append(_student(shop, rung))
         except InfeasibleBudget as error:
             if settings.dial != "max_drop":  # in int8 it may still reach the target
-                fastest = Rung("as fast as pruning goes", error.closest * 1.01, rung.minutes)
+                fastest = Rung("as fast as pruning goes", error.closest * 1.01, rung.minutes, rung.every_layer)
                 students.append(_student(shop, fastest))
     if settings.minutes:
         students += _layer_drop(shop, students)
@@ -64,8 +65,9 @@ def _rungs(shop: Workshop, dense_seconds: float) -> list[Rung]:
         goal = settings.latency_ms or dense_seconds / (settings.speedup or 1.0)
         if goal / MARGIN >= shop.watch.dense:
             return []  # the dense model with its exact folds is fast enough
-        return [Rung("at the target", goal / MARGIN, trained)]
-    if shop.prepared.classifies:
+        return [Rung("at the target", goal / MARGIN, trained, every_layer=not trained)]
+    classifies = shop.prepared.classifies
+    if classifies:
         refitted, distilled = (
             [dense_seconds / speed for speed in speeds] for speeds in classifier_speeds(settings.minutes)
         )
@@ -73,15 +75,36 @@ def _rungs(shop: Workshop, dense_seconds: float) -> list[Rung]:
         refitted, distilled = (_seconds(shop, errors) for errors in embedder_errors(settings.minutes))
     rungs = [Rung(f"{dense_seconds / seconds:.3g} times", seconds) for seconds in refitted]
     return rungs + [
-        Rung(f"{dense_seconds / seconds:.3g} times, distilled", seconds, trained / len(distilled))
+        Rung(
+            f"{dense_seconds / seconds:.3g} times, distilled",
+            seconds,
+            trained / len(distilled),
+            every_layer=not classifies,  # what an embedder's error was predicted for
+        )
         for seconds in distilled
     ]
 
 
 def _seconds(shop: Workshop, shares: Sequence[float]) -> list[float]:
-    """The times of students predicted to use these shares of the allowed drop, without those that save no time."""
-    found = [shop.seconds_for(share * (shop.settings.gate or 0.0)) for share in shares]
-    return sorted({seconds for seconds in found if seconds < WORTH_IT * shop.watch.dense}, reverse=True)
+    """The times of students predicted to use these shares of the allowed drop, each well below the one before."""
+
+    def find() -> list[float]:
+        shop.progress.stage("Choosing what to try")
+        scored = shop.prepared.task.metric_name(shop.prepared.splits.guardrail) == "spearman"
+        allowed = (shop.settings.gate or 0.0) / (SPEARMAN_PER_COSINE if scored else 1.0)
+        return [shop.seconds_for(share * allowed) for share in shares]
+
+    found: list[float] = shop.work.json("times-" + "-".join(map(str, shares)), find) if shares else []
+    return apart(found, shop.watch.dense)
+
+
+def apart(times: Sequence[float], dense: float) -> list[float]:
+    """The times, longest first, without those that save too little on the dense one or on the one before."""
+    kept: list[float] = []
+    for seconds in sorted(times, reverse=True):
+        if seconds < WORTH_IT * (kept[-1] if kept else dense):
+            kept.append(seconds)
+    return kept
 
 
 def classifier_speeds(minutes: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -89,7 +112,7 @@ def classifier_speeds(minutes: float) -> tuple[tuple[float, ...], tuple[float, .
     if not minutes:
         return REFITTED, ()
     if minutes < 1:
-        return REFITTED[:1], (BRIEFLY_DISTILLED,)
+        return (), (BRIEFLY_DISTILLED,)
     return REFITTED[1:2], DISTILLED[: int(minutes)]
 
 
@@ -99,15 +122,12 @@ def embedder_errors(minutes: float) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def _student(shop: Workshop, rung: Rung) -> Student:
-    """Planned, cut, re-fitted, distilled. Those that learn nothing keep every layer if they can: re-fitting bridges
-    narrower layers better."""
-    every = shop.prepared.anatomy.group("layers").units
+    """Planned, cut, re-fitted, distilled. Re-fitting bridges narrower layers better than missing ones."""
     planned = None
-    if not rung.minutes or not shop.prepared.classifies:
+    if rung.every_layer:
         with contextlib.suppress(InfeasibleBudget):
-            planned = shop.plan(rung.name, rung.seconds, depth=every)
+            planned = shop.plan(rung.name, rung.seconds, depth=shop.prepared.anatomy.group("layers").units)
     plan, predictions = planned or shop.plan(rung.name, rung.seconds)
-    give_back_what_is_freed()
     student = shop.refit(rung.name, plan, predictions=predictions)
     return shop.distilled(student, rung.minutes) if rung.minutes else student
 

@@ -78,7 +78,8 @@ class Workshop:
             self.progress.stage("Scoring heads and neurons")
             used = sum(len(batch["input_ids"]) for batch in self.batches)
             tokens = self.prepared.calibration
-            further = replace(tokens, ids=tokens.ids[used:] or tokens.ids)  # few texts serve for both
+            further = replace(tokens, ids=tokens.ids[used:])
+            further = further if further.lengths.sum() >= JUDGED_TOKENS else tokens  # few texts serve for both
             judge = calibration_batches(further, most_tokens=JUDGED_TOKENS)
             found = score(self.prepared.model, anatomy, self.batches, "obs", judge=judge, seed=self.settings.seed)
             return {name: torch.from_numpy(np.asarray(value)) for name, value in found.values.items()}

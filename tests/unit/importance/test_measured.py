@@ -49,14 +49,19 @@ def without(model: PreTrainedModel, anatomy: Anatomy, name: str, calibration: li
 def test_a_group_adds_up_to_what_its_removal_changes(family: str, task: str) -> None:
     model, anatomy, calibration, judge = example(family, task)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
     plain = score(model, anatomy, calibration, "magnitude")
     scaled = score(model, anatomy, calibration, "magnitude", judge=judge)
     for name, values in scaled.values.items():
         np.testing.assert_array_equal(np.argsort(values), np.argsort(plain.values[name]), err_msg=name)
         gone = without(model, anatomy, name, calibration)
         change = divergence(Encoder(gone, anatomy.layout), Encoder(model, anatomy.layout), judge)
-        assert values.sum() == pytest.approx(change, rel=1e-3), name
+        middle = len(values) // 2
+        rising = np.sort(values)
+        forced = rising[middle] <= rising[middle - 1] * (1 + 1e-9)  # scores that rise cannot add up to so little
+        assert values.sum() == pytest.approx(change, rel=1e-3) or (forced and values.sum() > change), name
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_the_lower_half_adds_up_to_what_its_removal_changes() -> None:
@@ -93,6 +98,7 @@ def test_the_lower_half_adds_up_to_what_its_removal_changes() -> None:
     (
         (6.0, 30.0, [2, 4, 6, 18]),  # the last unit takes what is left
         (6.0, 14.0, [2, 4, 4, 4]),  # no more in between than all of it, the rest evenly
+        (6.0, 7.0, [2, 4, 4, 4]),  # scores rise: the half is kept to, the whole is not
         (0.0, 20.0, [2, 4, 6, 8]),  # the half changes nothing: the whole decides
         (0.0, 0.0, [0, 0, 0, 0]),
     ),

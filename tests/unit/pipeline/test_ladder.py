@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paredown.anatomy import describe
-from paredown.pipeline._ladder import classifier_speeds, embedder_errors
+from paredown.pipeline._ladder import apart, classifier_speeds, embedder_errors
 from paredown.pipeline._students import Workshop
 from paredown.planning import LatencyTable
 from paredown.types import Limits, Scores
@@ -45,6 +45,12 @@ def test_the_time_for_an_error_is_the_least(error: float) -> None:
 def test_no_error_takes_the_dense_time() -> None:
     shop = workshop()
     assert shop.seconds_for(0.0) == pytest.approx(shop.table.predict(shop.watch.full), rel=1e-3)
+
+
+def test_times_are_apart() -> None:
+    """Else two students would be the same, under the same name."""
+    assert apart([0.99, 0.90, 0.885, 0.85, 0.2], 1.0) == [0.90, 0.85, 0.2]
+    assert apart([], 1.0) == [] and apart([1.0, 0.98], 1.0) == []
 
 
 def test_the_ladder_grows_with_the_minutes() -> None:
