@@ -37,7 +37,9 @@ class Scale:
             inside = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high]
             if len(inside) <= count:
                 found = inside
-        return found if len(found) >= 2 else _linear_ticks(self.low, self.high, count)
+        if len(found) >= 2:
+            return found
+        return [tick for tick in _linear_ticks(self.low, self.high, count) if tick > 0]
 
 
 def _linear_ticks(low: float, high: float, count: int) -> list[float]:
@@ -45,7 +47,7 @@ def _linear_ticks(low: float, high: float, count: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * d for d in (1, 2, 2.5, 5, 10) if power * d >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{i * step:.10g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def padded(values: Sequence[float], *, log: bool = False, share: float = 0.06) -> tuple[float, float]:

@@ -130,3 +130,11 @@ def test_drop_words_have_true_minus_signs_and_no_minus_zero() -> None:
     assert words.drop("accuracy", -0.0024) == "−0.24 points"
     assert words.drop("accuracy", -0.00001) == "0.00 points"
     assert not re.search("-", words.drop("cosine", -0.002))
+
+
+@pytest.mark.parametrize(("low", "high"), ((1e-13, 1e-11), (1e-12, 1.0), (1e-16, 3e-3), (0.5, 0.9)))
+def test_a_log_scale_has_ticks_inside_it_however_far_it_reaches(low: float, high: float) -> None:
+    """A student that differs from the dense model by rounding alone has a divergence of 1e-12."""
+    scale = draw.Scale(low, high, 0.0, 100.0, log=True)
+    assert len(scale.ticks()) >= 2
+    assert all(-1e-6 <= scale(tick) <= 100.000001 for tick in scale.ticks())
