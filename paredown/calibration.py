@@ -20,6 +20,8 @@ from paredown.types import Array
 
 Batch = Mapping[str, Array]
 
+PROJECTIONS = {"heads": "output", "neurons": "down"}  # of a layer: its attention's, its FFN's
+
 SOFTENING = 2.0  # temperature of the sampled answers: a model sure of its own training texts would give no gradient
 
 
@@ -43,10 +45,9 @@ def sub_layers(encoder: Encoder, layers: Sequence[int]) -> dict[str, nn.Module]:
     """Output projections by group name, bottom-up; `layers` are the dense indices of the layers still there."""
     table: dict[str, nn.Module] = {}
     for index, layer in zip(layers, encoder.layers, strict=True):
-        if layer.num_heads:
-            table[f"layer.{index}.heads"] = layer.output
-        if layer.num_neurons:
-            table[f"layer.{index}.neurons"] = layer.down
+        for kind, role in PROJECTIONS.items():
+            if getattr(layer, f"num_{kind}"):
+                table[f"layer.{index}.{kind}"] = getattr(layer, role)
     return table
 
 
@@ -63,6 +64,22 @@ def real_rows(values: Tensor, attention_mask: Tensor) -> Tensor:
 def with_ones(rows: Tensor) -> Tensor:
     """[N, X] -> [N, X+1] with a column of ones for the bias."""
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+
+
+def ridge_regression(gram: Tensor, cross: Tensor, start: Tensor, *, ridge: float, biased: bool = True) -> Tensor:
+    """W [X, D] that minimises tr(W' gram W - 2 W' cross) + r |W - start|^2, r being `ridge` of the mean diagonal.
+
+    `gram` [X, X] and `cross` [X, D] are sums over rows of x x' and x y'. With `biased` the last row of W is a bias,
+    which is not drawn to its start. All in float64; nothing to solve for where X is 0.
+    """
+    width = len(gram) - biased
+    gram, cross = gram.clone(), cross.clone()
+    if width:
+        strength = ridge * gram.diagonal()[:width].mean().clamp(min=1e-12)
+        gram.diagonal()[:width] += strength
+        cross[:width] += strength * start[:width]
+    solved: Tensor = torch.linalg.solve(gram, cross)
+    return solved
 
 
 @contextmanager

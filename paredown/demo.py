@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paredown.errors import BadData, MissingExtra
+from paredown.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,10 +192,8 @@ def write_data(folder: Path, *, train: int = 2000, test: int = 900, seed: int = 
 
 
 def _write_csv(path: Path, texts: Sequence[str], intents: Sequence[str]) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "category"), *zip(texts, intents, strict=True)])
-    os.replace(partial, path)
     return path
 
 

@@ -1,7 +1,4 @@
-"""How far a run is, on stderr: a bar with elapsed and remaining time on a terminal, a line per stage elsewhere.
-
-The pipeline speaks to an object with `stage(name, total)`, `advance(amount, note)` and `say(text)`.
-"""
+"""How far a run is, on stderr: a bar with elapsed and remaining time on a terminal, a line per stage elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from paredown.cli._failure import Interrupted
 
@@ -17,20 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from paredown.pipeline import Progress
+
 AGAIN = "stopped: start the same command again and it goes on where it stopped"
-
-
-class Progress(Protocol):
-    """What the pipeline tells of its work."""
-
-    def stage(self, name: str, total: float | None = None) -> None:
-        """A new stage begins, and the one before is done; `total` is its amount of work, None where nobody knows."""
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        """So much more of the stage's total is done; `note` replaces the note beside the bar unless it is empty."""
-
-    def say(self, text: str) -> None:
-        """Something the user should read; it stays on the screen."""
 
 
 @contextmanager

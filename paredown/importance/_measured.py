@@ -10,16 +10,24 @@ Legend: B batch, T tokens, X inputs of an output projection (heads side by side,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
-from paredown.calibration import Batch, Statistics, distance, evaluating, sub_layers, tensors
+from paredown.calibration import (
+    PROJECTIONS,
+    Batch,
+    Statistics,
+    distance,
+    evaluating,
+    ridge_regression,
+    sub_layers,
+    tensors,
+)
 from paredown.encoder import Encoder
-from paredown.importance.obs import refitted
+from paredown.importance.obs import DAMPING
 from paredown.types import Anatomy, Array, Group
 
 
@@ -43,30 +51,40 @@ def measured(
     with torch.no_grad(), evaluating(seen):
         texts = _Texts(seen, judge)
         for index in layers:
-            for kind, role in (("heads", "output"), ("neurons", "down")):
+            for kind, role in PROJECTIONS.items():
                 name = f"layer.{index}.{kind}"
-                if name in projections:
-                    group, gram = anatomy.group(name), statistics[name].gram
-                    assert gram is not None
-                    half, whole = (
-                        texts.divergence(index, role, _without(group, projections[name], gram, values[name], count))
-                        for count in (group.units // 2, group.units)
-                    )
-                    found[name] = _scaled(values[name], half, whole)
+                if name not in projections:
+                    continue
+                group, scores = anatomy.group(name), values[name]
+                rising = np.argsort(scores, kind="stable")
+                half, whole = (
+                    texts.divergence(index, role, _refitted(projections[name], statistics[name], _inputs(group, kept)))
+                    for kept in (rising[group.units // 2 :], rising[group.units :])
+                )
+                found[name] = _scaled(scores, half, whole)
             texts.advance(index)
     return found
 
 
-def _without(group: Group, projection: nn.Module, gram: Array, scores: Array, count: int) -> nn.Linear:
-    """The projection, re-fitted, without the `count` units of lowest score; their weights are zero."""
-    assert isinstance(projection, nn.Linear)
+def _inputs(group: Group, units: Array) -> Array:
+    """The inputs of the group's projection that these units own."""
     consumer = next(s for s in group.slices if s.role == "consumer")
-    kept = np.sort(np.argsort(scores, kind="stable")[count:])
-    bias = projection.weight.new_zeros(len(projection.weight)) if projection.bias is None else projection.bias
-    weight = torch.cat([projection.weight.T, bias[None]]).numpy()
-    fitted = torch.from_numpy(refitted(gram, weight, consumer.positions[kept].ravel())).to(bias.dtype)
+    positions: Array = consumer.positions[np.sort(units)].ravel()
+    return positions
+
+
+def _refitted(projection: nn.Module, seen: Statistics, inputs: Array) -> nn.Linear:
+    """The projection that does best with these inputs and the bias alone; the weights of the others are zero."""
+    assert isinstance(projection, nn.Linear) and seen.gram is not None
+    weight = projection.weight
+    bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias
+    dense = torch.cat([weight.T, bias[None]]).double()
+    rows = torch.from_numpy(np.append(inputs, len(dense) - 1))
+    gram = torch.from_numpy(seen.gram)[rows]
+    fitted = torch.zeros_like(dense)
+    fitted[rows] = ridge_regression(gram[:, rows], gram @ dense, dense[rows], ridge=DAMPING)
     shape = projection.in_features, projection.out_features
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, *shape, dtype=bias.dtype)  # the random state is the caller's
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, *shape, dtype=weight.dtype)  # the random state is the caller's
     made.weight.copy_(fitted[:-1].T)
     made.bias.copy_(fitted[-1])
     return made
@@ -93,20 +111,15 @@ def _scaled(scores: Array, half: float, whole: float) -> Array:
     return out
 
 
-@dataclass
 class _Texts:
     """The texts that judge, with the dense model's stream before the layer at hand and its answers."""
 
-    encoder: Encoder
-    batches: Sequence[Batch]
-
-    def __post_init__(self) -> None:
-        inputs = [tensors(batch, self.encoder) for batch in self.batches]
-        self._masks = [one["attention_mask"] for one in inputs]
-        self._streams = [self.encoder.embed(one["input_ids"], one.get("token_type_ids")) for one in inputs]
-        self._wanted = [
-            self.encoder.forward_from(0, x, mask) for x, mask in zip(self._streams, self._masks, strict=True)
-        ]
+    def __init__(self, encoder: Encoder, batches: Sequence[Batch]):
+        inputs = [tensors(batch, encoder) for batch in batches]
+        self.encoder = encoder
+        self.masks = [one["attention_mask"] for one in inputs]
+        self.streams = [encoder.embed(one["input_ids"], one.get("token_type_ids")) for one in inputs]
+        self.wanted = [encoder.forward_from(0, x, mask) for x, mask in zip(self.streams, self.masks, strict=True)]
 
     def divergence(self, index: int, role: str, projection: nn.Linear) -> float:
         """Mean over texts of how far the answers move when one layer's projection is this one."""
@@ -116,7 +129,7 @@ class _Texts:
         try:
             found: list[Tensor] = [
                 distance(self.encoder.forward_from(index, x, mask), wanted, self.encoder.output_name)
-                for x, mask, wanted in zip(self._streams, self._masks, self._wanted, strict=True)
+                for x, mask, wanted in zip(self.streams, self.masks, self.wanted, strict=True)
             ]
         finally:
             setattr(layer, role, before)
@@ -124,5 +137,5 @@ class _Texts:
 
     def advance(self, index: int) -> None:
         """On to the next layer."""
-        for i, (x, mask) in enumerate(zip(self._streams, self._masks, strict=True)):
-            self._streams[i] = self.encoder.step(index, x, self.encoder.mask(x, mask))
+        for i, (x, mask) in enumerate(zip(self.streams, self.masks, strict=True)):
+            self.streams[i] = self.encoder.step(index, x, self.encoder.mask(x, mask))

@@ -116,18 +116,6 @@ def _costs(inverse: Tensor, w: Tensor, table: Tensor) -> Tensor:
     return costs
 
 
-def refitted(gram: Array, weight: Array, kept: Array) -> Array:
-    """[X+1, D]: the best weights when only the inputs `kept` and the bias may be used, zero for all others.
-
-    `weight` [X+1, D] are the dense ones, bias last; W_S = H_SS^-1 H_S W for the damped Gram matrix H.
-    """
-    scaled = damped(gram)
-    rows = np.append(kept, len(gram) - 1)
-    out = np.zeros(weight.shape)
-    out[rows] = np.linalg.solve(scaled[np.ix_(rows, rows)], scaled[rows] @ weight.astype(np.float64))
-    return out
-
-
 def score(evidence: Evidence) -> Array:
     """[U]: what each unit's removal adds to the error, per text, in the order of elimination.
 

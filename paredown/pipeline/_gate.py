@@ -11,7 +11,7 @@ import numpy as np
 
 from paredown.pipeline._candidates import BASELINE, Candidate
 from paredown.pipeline._latency import at_once
-from paredown.pipeline._prepare import Prepared
+from paredown.pipeline._prepare import Prepared, timing_batches
 from paredown.pipeline._settings import Progress, Settings
 from paredown.types import Array, Interval
 from paredown.validation.quality import Drop, paired_drop, passes
@@ -49,7 +49,7 @@ def timed(
 
     The first of them should be that one, as far as is known: see `measure`'s `together`.
     """
-    batches, singles = prepared.timing_batches()
+    batches, singles = timing_batches(prepared.guardrail)
     runnable = [c for c in candidates if c.alternative is not None]
     progress.stage(f"Timing {len(runnable)} candidates, interleaved", ROUNDS)
     timings = measure(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from paredown.errors import InfeasibleBudget
 from paredown.pipeline._students import Student, Workshop, drop_layers, spread
-from paredown.surgery import cut
 
 LAYER_DROP_SHARE = 0.15  # of the minutes, for what anybody can script; the students share the rest
 MARGIN = 1.05  # a speed that is promised is planned for with this much to spare: what machines drift from run to run
@@ -34,12 +33,17 @@ SPEARMAN_PER_COSINE = 0.3  # of the drops: 0.0022 on STS-B against 0.0074, all-M
 
 @dataclass(frozen=True)
 class Rung:
-    """A student to make: the time it may take as measured, the minutes that it learns, whether all layers stay."""
+    """A student to make: the time it may take, the minutes that it learns, whether all layers stay.
+
+    `as_measured`: the time is a goal, to be reached when measured too. Otherwise it is what the table says of the plan
+    that loses as much as it may, and that plan is taken.
+    """
 
     name: str
     seconds: float
     minutes: float = 0.0
     every_layer: bool = True
+    as_measured: bool = True
 
 
 def make(shop: Workshop, dense_seconds: float) -> list[Student]:
@@ -73,13 +77,14 @@ def _rungs(shop: Workshop, dense_seconds: float) -> list[Rung]:
         )
     else:
         refitted, distilled = (_seconds(shop, errors) for errors in embedder_errors(settings.minutes))
-    rungs = [Rung(f"{dense_seconds / seconds:.3g} times", seconds) for seconds in refitted]
+    rungs = [Rung(f"{dense_seconds / seconds:.3g} times", seconds, as_measured=classifies) for seconds in refitted]
     return rungs + [
         Rung(
             f"{dense_seconds / seconds:.3g} times, distilled",
             seconds,
             trained / len(distilled),
             every_layer=not classifies,  # what an embedder's error was predicted for
+            as_measured=classifies,
         )
         for seconds in distilled
     ]
@@ -126,7 +131,8 @@ def _student(shop: Workshop, rung: Rung) -> Student:
     planned = None
     if rung.every_layer:
         with contextlib.suppress(InfeasibleBudget):
-            planned = shop.plan(rung.name, rung.seconds, depth=shop.prepared.anatomy.group("layers").units)
+            every = shop.prepared.anatomy.group("layers").units
+            planned = shop.plan(rung.name, rung.seconds, depth=every, as_measured=rung.as_measured)
     plan, predictions = planned or shop.plan(rung.name, rung.seconds)
     student = shop.refit(rung.name, plan, predictions=predictions)
     return shop.distilled(student, rung.minutes) if rung.minutes else student
@@ -139,10 +145,9 @@ def _layer_drop(shop: Workshop, students: Sequence[Student]) -> list[Student]:
         return []
     layers = spread(total, max(1, total // 2))
     plan = drop_layers(shop.prepared, layers)
-    small = cut(shop.prepared.model, shop.prepared.anatomy, plan)
     name = f"layers {' '.join(map(str, layers))}, distilled"
     minutes = shop.settings.minutes * LAYER_DROP_SHARE
     student = Student(
-        name, "layer-drop", plan, small, note=f"whole layers dropped, then {minutes:.1f} minutes distilled"
+        name, "layer-drop", plan, shop.cut(plan), note=f"whole layers dropped, then {minutes:.1f} minutes distilled"
     )
     return [shop.distilled(student, minutes)]

@@ -55,10 +55,6 @@ class Prepared:
     def classifies(self) -> bool:
         return bool(self.loaded.labels)
 
-    def timing_batches(self, *, batch_size: int = BATCH) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
-        """Offline batches, and single texts, drawn from the guardrail texts: the lengths the user will serve."""
-        return timing_batches(self.guardrail, batch_size=batch_size)
-
 
 def prepare(settings: Settings) -> Prepared:
     """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun."""

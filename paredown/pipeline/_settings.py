@@ -110,11 +110,14 @@ class Settings:
 class Progress(Protocol):
     """Where long work tells how far it is."""
 
-    def stage(self, name: str, total: float | None = None) -> None: ...
+    def stage(self, name: str, total: float | None = None) -> None:
+        """A new stage begins, and the one before is done; `total` is its amount of work, None where nobody knows."""
 
-    def advance(self, amount: float = 1, note: str = "") -> None: ...
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """So much more of the stage's total is done; `note` replaces the note beside the bar unless it is empty."""
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """Something the user should read; it stays on the screen."""
 
 
 class Silent:

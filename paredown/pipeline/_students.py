@@ -89,20 +89,24 @@ class Workshop:
 
     # ------------------------------------------------------------------------------------------------- plans
 
-    def plan(self, name: str, seconds: float, *, depth: int | None = None) -> tuple[Plan, tuple[dict[str, Any], ...]]:
+    def plan(
+        self, name: str, seconds: float, *, depth: int | None = None, as_measured: bool = True
+    ) -> tuple[Plan, tuple[dict[str, Any], ...]]:
         """The plan that takes at most `seconds` as measured: solved, timed, and solved again until both agree.
 
-        With `depth` that many layers stay, spread evenly; otherwise as many as leave them most of their widths.
+        With `depth` that many layers stay, spread evenly; otherwise as many as leave them most of their widths. Not
+        `as_measured`, the plan is the first solution, timed once for the record.
         Raises InfeasibleBudget with the fewest seconds that can be reached.
         """
-        stored = self.work.json(f"plan-{name}", lambda: self._solve(name, seconds, depth))
+        rounds = ROUNDS if as_measured else 1
+        stored = self.work.json(f"plan-{name}", lambda: self._solve(name, seconds, depth, rounds))
         return Plan.from_json(stored["plan"]), tuple(stored["predictions"])
 
-    def _solve(self, name: str, seconds: float, depth: int | None) -> dict[str, Any]:
+    def _solve(self, name: str, seconds: float, depth: int | None, rounds: int) -> dict[str, Any]:
         predictions: list[dict[str, Any]] = []
         table, tried, corrections = self.table, list[tuple[float, Plan]](), list[float]()
-        self.progress.stage(f"Planning {name}", ROUNDS)
-        for turn in range(1, ROUNDS + 1):
+        self.progress.stage(f"Planning {name}", rounds)
+        for turn in range(1, rounds + 1):
             try:
                 plan = self._best_depth(table, seconds) if depth is None else self._at_depth(table, seconds, depth)
             except InfeasibleBudget:
@@ -197,10 +201,17 @@ class Workshop:
 
     # ----------------------------------------------------------------------------------------------- students
 
+    def cut(self, plan: Plan) -> Any:
+        """The model cut, with the dense model's own embeddings: no stage changes them, and copies would add up."""
+        dense, anatomy = self.prepared.model, self.prepared.anatomy
+        small = cut(dense, anatomy, plan)
+        for name in anatomy.layout.embeddings:
+            small.set_submodule(name, dense.get_submodule(name), strict=True)
+        return small
+
     def refit(self, name: str, plan: Plan, **about: Any) -> Student:
         """Cut and closed-form recovery: a student without any training."""
-        prepared = self.prepared
-        small = cut(prepared.model, prepared.anatomy, plan)
+        prepared, small = self.prepared, self.cut(plan)
 
         def compute() -> dict[str, Tensor]:
             self.progress.stage(f"Re-fitting {name}", prepared.anatomy.group("layers").units)
@@ -216,13 +227,7 @@ class Workshop:
 
         load_state(small, self.work.tensors(f"refit-{name}", compute))
         give_back_what_is_freed()
-        return Student(name, "pruned", plan, self._sharing_embeddings(small), **about)
-
-    def _sharing_embeddings(self, model: Any) -> Any:
-        """The model with the dense model's own embeddings, which no stage changes: a copy for each would add up."""
-        for name in self.prepared.anatomy.layout.embeddings:
-            model.set_submodule(name, self.prepared.model.get_submodule(name), strict=True)
-        return model
+        return Student(name, "pruned", plan, small, **about)
 
     def distilled(self, student: Student, minutes: float) -> Student:
         """The student after so many minutes of learning the dense model's outputs; goes on where it was stopped."""
@@ -255,7 +260,7 @@ class Workshop:
         curve = tuple(
             {"candidate": name, "step": at.step, "minutes": at.seconds / 60, "distance": at.distance} for at in history
         )
-        return replace(student, model=self._sharing_embeddings(model), recovery=student.recovery + curve)
+        return replace(student, model=model, recovery=student.recovery + curve)
 
     @cached_property
     def lessons(self) -> tuple[Tokens, Tensor, Tokens | None, Tensor | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from paredown.files import replacing
 from paredown.types import canonical_json
 
 
@@ -27,10 +27,11 @@ class Work:
         self.resumed = self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.resumed:
-            self._replace(marker, lambda beside: beside.write_text(key))
+            with replacing(marker) as beside:
+                beside.write_text(key)
         self._spent, self._begun = self._spent_before(), time.time()
-        starts = json.dumps([self._spent, self._begun])
-        self._replace(self.path("starts"), lambda beside: beside.write_text(starts))
+        with replacing(self.path("starts")) as beside:
+            beside.write_text(json.dumps([self._spent, self._begun]))
 
     @property
     def minutes(self) -> float:
@@ -54,7 +55,8 @@ class Work:
         if path.exists():
             return json.loads(path.read_text())
         value = json.loads(canonical_json(compute()))
-        self._replace(path, lambda beside: beside.write_text(json.dumps(value)))
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(value))
         return value
 
     def tensors(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -63,7 +65,8 @@ class Work:
         if path.exists():
             return load_file(path)
         value = {key: tensor.contiguous() for key, tensor in compute().items()}
-        self._replace(path, lambda beside: save_file(value, beside))
+        with replacing(path) as beside:
+            save_file(value, beside)
         return value
 
     def file(self, name: str, write: Callable[[Path], object]) -> Path:
@@ -75,8 +78,3 @@ class Work:
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
-        beside = path.with_name(f"{path.name}.part")
-        write(beside)
-        os.replace(beside, path)

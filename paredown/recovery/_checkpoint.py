@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paredown.errors import FingerprintMismatch, ParedownError
+from paredown.files import replacing
 
 SKETCH = 32  # entries of every tensor that tell two students apart
 
@@ -68,11 +68,10 @@ class Checkpoint:
             "step": str(state.step),
             "history": json.dumps([asdict(one) for one in state.history]),
         }
-        beside = self.path.with_name(self.path.name + ".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: array.contiguous() for name, array in arrays.items()}, beside, metadata=notes)
-            os.replace(beside, self.path)
+            with replacing(self.path) as beside:
+                save_file({name: array.contiguous() for name, array in arrays.items()}, beside, metadata=notes)
         except (OSError, SafetensorError) as error:
             raise ParedownError(f"The checkpoint {self.path} cannot be written: {error}") from error
 

@@ -8,13 +8,11 @@ Legend: N texts, B texts of a batch, C classes or embedding width.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +23,11 @@ from paredown.calibration import distance, evaluating, tensors
 from paredown.encoder import Encoder
 from paredown.errors import BadData
 from paredown.recovery._checkpoint import Checkpoint, Progress, State
+from paredown.recovery._copy import Model, copied
 from paredown.tasks import Tokens, pad, similar_lengths
 from paredown.types import Array, Layout
 
 __all__ = ["Progress", "learning_rate", "recover", "teach"]
-
-Model = TypeVar("Model", bound=nn.Module)
 
 BATCH = 64
 BATCH_TOKENS = 2048  # of a batch, padding included: autograd keeps every layer's activations
@@ -98,7 +95,8 @@ def recover(
     `wanted` [N, C] are the teacher's outputs on `tokens`; the texts of `held_out` judge and are not learnt from.
     `extra_*` are further texts to learn from. With `checkpoint`, the state is written there every 30 seconds, on
     Ctrl-C and at the end, and a later call goes on from it. The copy is never worse than `small` on the held-out texts;
-    it comes back frozen and in eval mode. With no minutes, or nothing to train, it is a plain copy and one check.
+    it shares its embeddings with `small`, and comes back frozen and in eval mode. With no minutes, or nothing to train,
+    it is a plain copy and one check.
 
     Raises BadData without texts, FingerprintMismatch when the checkpoint is of another training, and ParedownError when
     it cannot be read or written.
@@ -108,7 +106,7 @@ def recover(
         raise BadData("There is no text to learn from.")
     if len(wanted) != count or (extra_tokens is None) != (extra_wanted is None):
         raise ValueError("every text needs the teacher's output: wanted for tokens, extra_wanted for extra_tokens")
-    student = copy.deepcopy(small).eval()
+    student = copied(small, layout).eval()
     encoder = Encoder(student, layout)
     held = held_out(tokens.lengths, seed=seed)
     learnt = np.setdiff1d(np.arange(count), held) if count > 1 else held

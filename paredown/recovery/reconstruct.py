@@ -10,19 +10,16 @@ Legend: B batch, T tokens, X inputs, D model width, N rows.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from paredown.calibration import Batch, divergence, evaluating, real_rows, tensors, with_ones
+from paredown.calibration import Batch, divergence, evaluating, real_rows, ridge_regression, tensors, with_ones
 from paredown.encoder import Encoder, Layer
 from paredown.errors import BadData
+from paredown.recovery._copy import Model, copied
 from paredown.types import Anatomy, Plan
-
-Model = TypeVar("Model", bound=nn.Module)
 
 RIDGE = 0.1  # of the mean diagonal, towards the weights before; 0.01 left more divergence on new texts, measured
 
@@ -38,14 +35,15 @@ def recover(
 ) -> Model:
     """A copy of `small` with re-fitted output projections; the copy is unchanged if that brings it no nearer.
 
-    `small` is the cut model, `teacher` the dense one. Cost: two forward passes over the batches, and memory for one
-    stream [B, T, D] of each model and batch. Whether it is nearer is judged on `held_out` batches, which are not fitted
-    to. `progress` is told of every layer of the teacher. Raises BadData when there is no batch.
+    `small` is the cut model, which shares its embeddings with the copy; `teacher` is the dense one. Whether it is
+    nearer is judged on `held_out` batches, which are not fitted to. Cost: two forward passes over the batches, and
+    memory for one stream [B, T, D] of each model and batch. `progress` is told of every layer of the teacher. Raises
+    BadData when there is no batch.
     """
     if not len(batches):
         raise BadData("Reconstruction needs calibration texts, and there are none.")
     held = held_out(len(batches))
-    fitted = copy.deepcopy(small)
+    fitted = copied(small, anatomy.layout)
     student, dense = Encoder(fitted, anatomy.layout), Encoder(teacher, anatomy.layout)
     learnt = [batch for i, batch in enumerate(batches) if i not in held or len(batches) == 1]
     with torch.no_grad(), evaluating(student, dense):
@@ -53,7 +51,7 @@ def recover(
     judge = [batches[i] for i in held]
     before = divergence(Encoder(small, anatomy.layout), dense, judge)
     after = divergence(student, dense, judge)
-    return fitted if after < before else copy.deepcopy(small)
+    return fitted if after < before else copied(small, anatomy.layout)
 
 
 def held_out(count: int) -> range:
@@ -132,14 +130,7 @@ def _refit(
         z = with_ones(z) if linear.bias is not None else z
         gram += z.T @ z  # one batch's products in the model's precision; their sum in float64
         cross += z.T @ real_rows(target[:, :rows] - residual[:, :rows], mask)
-    width = linear.weight.shape[1]
-    if not len(start):
-        return
-    if width:
-        ridge = RIDGE * gram.diagonal()[:width].mean().clamp(min=1e-12)
-        gram.diagonal()[:width] += ridge
-        cross[:width] += ridge * start[:width]
-    solved = torch.linalg.solve(gram, cross)
-    linear.weight.copy_(solved[:width].T)
+    solved = ridge_regression(gram, cross, start, ridge=RIDGE, biased=linear.bias is not None)
+    linear.weight.copy_(solved[: linear.in_features].T)
     if linear.bias is not None:
         linear.bias.copy_(solved[-1])

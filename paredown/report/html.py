@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.resources
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paredown.errors import ParedownError
+from paredown.files import replacing
 from paredown.report import _charts as charts
 from paredown.report import _pareto
 from paredown.report import _words as words
@@ -29,18 +28,11 @@ def write(result: Mapping[str, Any], path: Path) -> Path:
     """
     path = Path(path)
     page = render(result).encode("utf-8", "replace")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            beside.write_bytes(page)
     except OSError as error:
         raise ParedownError(f"The report {path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
     return path
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 METADATA = "paredown.layers"  # key of the model's metadata under which `Shared` lies
 STREAM, MASK, OUTPUT, SPLIT_SHAPE = "layers.input", "layers.mask", "layers.output", "layers.split_shape"
+_LAYER = tuple(f"layers.{digit}" for digit in range(10))  # how the names of layers' nodes and tensors begin
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu": ("Gelu", {}),
     "gelu_new": ("Gelu", {"approximate": "tanh"}),
@@ -143,6 +144,18 @@ def build(layers: Sequence[Mapping[str, Array]], common: Shared) -> tuple[list[A
         stream = _layer(writer, f"layers.{i}.", tensors, stream, common, first_row=last and common.first_row)
     writer.nodes[-1].output[0] = OUTPUT
     return writer.nodes, writer.initializers
+
+
+def swap_layers(graph: Any, layers: Sequence[Mapping[str, Array]], common: Shared) -> None:
+    """Builds the layers in the place of those that the graph of an export has."""
+    nodes, initializers = build(layers, common)
+    names = [node.name.startswith(_LAYER) for node in graph.node]
+    start, stop = names.index(True), len(names) - names[::-1].index(True)
+    before, after = list(graph.node)[:start], list(graph.node)[stop:]
+    kept = [tensor for tensor in graph.initializer if not tensor.name.startswith(_LAYER)]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend([*before, *nodes, *after])
+    graph.initializer.extend([*kept, *initializers])
 
 
 class _Writer:

@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from paredown.errors import MissingExtra, ParedownError
-from paredown.targets._lean import METADATA, Shared, build
+from paredown.files import replacing
+from paredown.targets._lean import METADATA, Shared, swap_layers
 from paredown.types import Array
 
 
@@ -47,32 +47,10 @@ def probe(path_in: Path, path_out: Path, widths: Sequence[tuple[int, int]]) -> P
         if len(widths) > 1 and len(sources) == 1:
             raise ParedownError(f"{path_in} has one layer only, so a probe of it has one at most")
     layers = [_resized(*pair, common=common) for pair in zip(chosen, widths, strict=True)]
-    swap_layers(graph, *build(layers, common))
-    return save(model, path_out)
-
-
-def swap_layers(graph: Any, nodes: Sequence[Any], initializers: Sequence[Any]) -> None:
-    """Puts other layers, as `_lean.build` makes them, in the place of those that the graph of an export has."""
-    names = [node.name.startswith(_LAYER) for node in graph.node]
-    start, stop = names.index(True), len(names) - names[::-1].index(True)
-    before, after = list(graph.node)[:start], list(graph.node)[stop:]
-    kept = [tensor for tensor in graph.initializer if not tensor.name.startswith(_LAYER)]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend([*before, *nodes, *after])
-    graph.initializer.extend([*kept, *initializers])
-
-
-def save(model: Any, path: Path) -> Path:
-    """`path`, written whole or not at all."""
-    import onnx
-
-    temporary = Path(f"{os.fspath(path)}.part")
-    try:
-        onnx.save(model, os.fspath(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Path(path)
+    swap_layers(graph, layers, common)
+    with replacing(Path(path_out)) as beside:
+        onnx.save(model, os.fspath(beside))
+    return Path(path_out)
 
 
 _PARTS = (
@@ -80,7 +58,6 @@ _PARTS = (
     "attention_norm.weight attention_norm.bias ffn_norm.weight ffn_norm.bias"
 )
 _TENSOR = re.compile(rf"layers\.(\d+)\.({'|'.join(map(re.escape, _PARTS.split()))})")
-_LAYER = tuple(f"layers.{digit}" for digit in range(10))
 
 
 def _resized(dense: dict[str, Array], width: tuple[int, int], *, common: Shared) -> dict[str, Array]:

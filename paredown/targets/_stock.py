@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paredown.errors import MissingExtra, ParedownError
+from paredown.files import replacing
 from paredown.types import Array, Runner
 
 if TYPE_CHECKING:
@@ -64,9 +65,8 @@ def export_stock(encoder: Encoder, path: Path) -> Path:
         except torch.onnx.errors.OnnxExporterError as error:
             raise ParedownError(f"torch could not export this model to ONNX: {str(error).splitlines()[-1]}") from error
     assert program is not None
-    beside = Path(f"{os.fspath(path)}.part")
-    program.save(os.fspath(beside))
-    os.replace(beside, path)
+    with replacing(Path(path)) as beside:
+        program.save(os.fspath(beside))
     return Path(path)
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paredown.errors import MissingExtra, ParedownError
+from paredown.files import replacing
 from paredown.targets import _lean
-from paredown.targets._probe import probe, save, swap_layers
+from paredown.targets._probe import probe
 from paredown.types import Array, Limits, Runner
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def export(encoder: Encoder, path: Path, *, opset: int | None = None, like: Path
     model = _refilled(encoder, onnx.load(os.fspath(like))) if like is not None else None
     model = model or _assemble(encoder, opset or OPSET)
     onnx.checker.check_model(model)
-    return save(model, path)
+    with replacing(Path(path)) as beside:
+        onnx.save(model, os.fspath(beside))
+    return Path(path)
 
 
 def _refilled(encoder: Encoder, model: Any) -> Any:
@@ -71,7 +74,7 @@ def _refilled(encoder: Encoder, model: Any) -> Any:
             tensor.CopyFrom(numpy_helper.from_array(own[name].numpy(), tensor.name))
         elif tensor.data_type != TensorProto.INT64 and tensor.dims:
             return None  # computed from weights when it was traced
-    swap_layers(model.graph, *_lean.build(layers, common))
+    _lean.swap_layers(model.graph, layers, common)
     return model
 
 

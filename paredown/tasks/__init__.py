@@ -1,4 +1,4 @@
-"""What good means: one file per task, with the data it reads, its metrics and its label-free distance.
+"""What good means: one file per task, with the data it reads and its metrics.
 
 Every task file has `NAME`, `METRIC`, `load` and the functions of `Task`, so that whoever prunes or validates needs to
 know only the module. Files that begin with an underscore are shared by the tasks; what other folders need of them is
@@ -16,7 +16,6 @@ from paredown.tasks._text import (
     TextData,
     Tokens,
     length_sorted_batches,
-    max_length_of,
     pad,
     run_batches,
     similar_lengths,
@@ -36,7 +35,6 @@ __all__ = [
     "augment",
     "fit_tfidf",
     "length_sorted_batches",
-    "max_length_of",
     "pad",
     "read_table",
     "run_batches",
@@ -67,6 +65,3 @@ class Task(Protocol):
 
     def per_example(self, outputs: Array, data: TextData, reference: Array) -> Array:
         """One figure per example [N], larger is better, whose mean is a metric of the task."""
-
-    def distance(self, outputs: Array, reference: Array) -> Array:
-        """How far every output is from the dense model's [M], without labels; 0 where they agree."""

@@ -157,15 +157,6 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_length: int, input_nam
     return Tokens(tuple(ids), int(tokenizer.pad_token_id), tuple(input_names), truncated)
 
 
-def max_length_of(tokenizer: Any, config: Any) -> int:
-    """How many tokens the model takes: the lesser of what its tokenizer says and what its position table holds."""
-    positions = int(config.max_position_embeddings)
-    if config.model_type in ("roberta", "xlm-roberta", "mpnet"):  # positions are counted from padding_idx + 1
-        positions -= (1 if config.pad_token_id is None else int(config.pad_token_id)) + 1
-    said = tokenizer.model_max_length
-    return positions if said is None else min(positions, int(said))  # "no limit" is said by a huge number
-
-
 def pad(ids: Sequence[Array], *, pad_id: int, input_names: Sequence[str]) -> dict[str, Array]:
     """The model's int64 inputs [B, T], padded on the right to the longest text; all tokens are of type 0."""
     lengths = np.array([len(row) for row in ids])

@@ -121,22 +121,6 @@ def per_example(outputs: Array, data: TextData, reference: Array | None = None) 
     return result
 
 
-def distance(outputs: Array, reference: Array) -> Array:
-    """KL(softmax(reference) || softmax(outputs)) per text in nats [N]; infinite where a logit is not finite."""
-    with np.errstate(invalid="ignore"):
-        wanted, got = _log_softmax(reference), _log_softmax(outputs)
-        divergence = (np.exp(wanted) * (wanted - got)).sum(axis=1)
-    # Rounding can leave -1e-17 where both agree.
-    result: Array = np.where(np.isfinite(divergence), np.maximum(divergence, 0.0), np.inf)
-    return result
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    result: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
-
-
 def _labels(data: TextData) -> Array:
     if data.labels is None:
         raise BadData("This data has no labels, so accuracy cannot be measured.")

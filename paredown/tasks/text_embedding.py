@@ -111,12 +111,6 @@ def per_example(outputs: Array, data: TextData, reference: Array) -> Array:
     return cosine
 
 
-def distance(outputs: Array, reference: Array) -> Array:
-    """1 - cosine to the dense model's embedding, for each of the texts encoded."""
-    result: Array = 1.0 - _cosine(outputs, reference)
-    return result
-
-
 def neighbour_overlap(outputs: Array, reference: Array) -> float:
     """The mean share of the 10 nearest neighbours (fewer where there are fewer texts) that both embeddings agree on."""
     chosen = np.arange(len(outputs))

@@ -80,7 +80,7 @@ def test_the_lower_half_adds_up_to_what_its_removal_changes() -> None:
         x = torch.cat([rows[0][inputs["attention_mask"].bool()], torch.ones(int(inputs["attention_mask"].sum()), 1)], 1)
         kept = np.append(np.sort(np.argsort(found)[len(found) // 2 :]), len(found))
         weight = torch.cat([layer.down.weight.T, layer.down.bias[None]])
-        ridge = 1e-2 * float(x[:, :-1].square().sum(0).mean())
+        ridge = 1e-2 * float(x[:, kept[:-1]].square().sum(0).mean())
         damping = torch.diag(torch.tensor([ridge] * len(found) + [0.0]))
         gram = (x.T @ x + damping).double()
         layer.down.weight.zero_()

@@ -10,6 +10,7 @@ import pytest
 
 from paredown.anatomy import describe
 from paredown.pipeline._ladder import apart, classifier_speeds, embedder_errors
+from paredown.pipeline._settings import Silent
 from paredown.pipeline._students import Workshop
 from paredown.planning import LatencyTable
 from paredown.types import Limits, Scores
@@ -45,6 +46,21 @@ def test_the_time_for_an_error_is_the_least(error: float) -> None:
 def test_no_error_takes_the_dense_time() -> None:
     shop = workshop()
     assert shop.seconds_for(0.0) == pytest.approx(shop.table.predict(shop.watch.full), rel=1e-3)
+
+
+def test_a_plan_for_an_error_is_not_bent_to_a_time() -> None:
+    """Where the table is wrong by half, a plan that promises a time is cut deeper; one that spends an error is not."""
+    shop: Any = workshop()
+    shop.progress = Silent()
+    shop.work = SimpleNamespace(json=lambda _, compute: compute())
+    shop.watch.time = lambda shapes, rounds: {shape: 1.5 * shop.table.predict(shape) for shape in shapes}
+    shop.watch.metric = "single"
+    seconds = shop.seconds_for(1.5)
+    spends, once = shop.plan("spends", seconds, depth=3, as_measured=False)
+    assert shop._predicted_error(spends) <= 1.5 and len(once) == 1
+    assert once[0]["measured_ms"] == pytest.approx(1.5 * once[0]["predicted_ms"])
+    promises, rounds = shop.plan("promises", seconds, depth=3)
+    assert shop._predicted_error(promises) > 1.5 and len(rounds) > 1
 
 
 def test_times_are_apart() -> None:

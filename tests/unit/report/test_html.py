@@ -201,15 +201,17 @@ def test_write_gives_the_path_and_leaves_nothing_beside(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["report.html"]
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_keeps_the_old_page(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [(Path, "write_bytes"), (os, "replace")])
+def test_a_failed_write_keeps_the_old_page(
+    step: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, step, full)
+    monkeypatch.setattr(*step, full)
     with pytest.raises(ParedownError, match=r"report\.html cannot be written: No space left on device\."):
         html.write(samples.accepted(), path)
     assert path.read_text() == "old"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from transformers import BertTokenizer, DistilBertTokenizer, ElectraTokenizer, MPNetTokenizer, RobertaTokenizer
 
 from paredown.errors import BadData, UnsupportedModel
-from paredown.tasks import TextData, Tokens, length_sorted_batches, max_length_of, pad, run_batches, split, tokenize
+from paredown.tasks import TextData, Tokens, length_sorted_batches, pad, run_batches, split, tokenize
 from paredown.types import Array
 
 LETTERS = "abcdefghijkl"
@@ -141,22 +140,6 @@ def test_a_tokenizer_without_padding_is_refused() -> None:
     tokenizer.pad_token = None
     with pytest.raises(UnsupportedModel, match="no padding token"):
         tokenize(tokenizer, ["a"], max_length=6, input_names=ALL_NAMES)
-
-
-@pytest.mark.parametrize(
-    ("model_type", "positions", "said", "expected"),
-    [
-        ("bert", 512, 128, 128),
-        ("bert", 512, int(1e30), 512),
-        ("distilbert", 512, 1000, 512),
-        ("roberta", 514, int(1e30), 512),
-        ("xlm-roberta", 514, 512, 512),
-        ("mpnet", 514, 600, 512),
-    ],
-)
-def test_max_length(model_type: str, positions: int, said: int, expected: int) -> None:
-    config = SimpleNamespace(model_type=model_type, max_position_embeddings=positions, pad_token_id=1)
-    assert max_length_of(SimpleNamespace(model_max_length=said), config) == expected
 
 
 def test_pad() -> None:

@@ -111,14 +111,6 @@ def test_metrics_are_those_of_scikit_learn() -> None:
 def test_logits_that_are_not_finite_are_wrong() -> None:
     data = TextData(("x", "y"), np.array([0, 0]))
     assert task.per_example(np.array([[np.nan, 0.0], [1.0, 0.0]]), data).tolist() == [0.0, 1.0]
-    assert task.distance(np.array([[np.nan, 0.0], [1.0, 0.0]]), np.ones((2, 2)))[0] == np.inf
-
-
-def test_distance_is_the_divergence_from_the_dense_model() -> None:
-    wanted, got = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.25, 0.25])
-    outputs, reference = np.log([got, wanted]) + 3.0, np.log([wanted, wanted]) - 500.0
-    expected = [(wanted * np.log(wanted / got)).sum(), 0.0]
-    assert task.distance(outputs, reference) == pytest.approx(expected, abs=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------- the control

@@ -59,7 +59,6 @@ def test_cosine_by_hand() -> None:
     reference, outputs = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[3.0, 4.0], [0.0, 1.0]])
     data = TextData(("a", "b"))
     assert task.per_example(outputs, data, reference) == pytest.approx([0.6, 1.0])
-    assert task.distance(outputs, reference) == pytest.approx([0.4, 0.0])
     assert task.metrics(outputs, data, reference)["cosine"] == pytest.approx(0.8)
     paired = TextData(("a",), pairs=("b",), scores=np.ones(1))
     assert task.per_example(outputs, paired, reference) == pytest.approx([0.8])

@@ -1,0 +1,19 @@
+"""What the tests of recovery share."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from paredown.recovery import distill
+from tests.unit.recovery.cases import Clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(distill, "time", SimpleNamespace(monotonic=found.monotonic, perf_counter=time.perf_counter))
+    monkeypatch.setattr(distill, "_half_precision_pays", lambda _: False)
+    return found
