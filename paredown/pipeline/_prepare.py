@@ -25,7 +25,7 @@ from paredown.validation.machine import card
 BATCH = 64  # texts of an Offline batch, sorted by length
 TIMED_TEXTS = 128  # of evenly spread ranks by length: the shape of the histogram without chance
 TIMED_SINGLES = 32
-TIMED_TOKENS = 16_000  # of the Offline texts together: long texts need fewer of them
+TIMED_TOKENS = 8_000  # of the Offline texts together: long texts need fewer of them
 TIMED_BATCH_TOKENS = 4096  # of one Offline batch: 64 texts of up to 64 tokens, 8 of 512
 CALIBRATION_BATCH_TOKENS = 2048  # of one batch with gradients: autograd keeps every layer's activations
 EVALUATED_TOKENS = 200_000  # of a split: long texts are judged on fewer of them, or judging would take hours
