@@ -31,7 +31,8 @@ class Statistics:
 
     `gram` [X+1, X+1] float64: sum of x x' over rows, the last entry of x being 1 (for the bias); None if not asked for.
     `curvature` [D, D] float64: mean of g g' over rows, g the gradient of a text's divergence at the sub-layer's output
-    (None without gradients). `gradients` [texts, X]: each text's derivative by a gate on each input. `rows` is N.
+    (None if not asked for). `gradients` [texts, X]: each text's derivative by a gate on each input (the same). `rows`
+    is N.
     """
 
     gram: Array | None
@@ -144,11 +145,13 @@ def collect(
     *,
     layers: Sequence[int],
     gram: bool = True,
+    curvature: bool = False,
     gradients: bool = False,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Statistics]:
-    """Statistics of every sub-layer by group name. Cost: one forward (and backward) pass over the batches.
+    """The statistics asked for of every sub-layer, by group name. Cost: one forward pass over the batches, and a
+    backward pass for curvature or gradients.
 
     Memory: what autograd keeps of one batch, and the sums. Raises UnsupportedModel when activations are not finite.
     """
@@ -160,6 +163,7 @@ def collect(
     texts = 0
     random = np.random.default_rng(seed)
     mask = torch.empty(0)
+    backward = curvature or gradients
     lowest: list[Tensor] = []  # the input of the first sub-layer of a pass: every other one depends on it
 
     def see(name: str, x: Tensor, out: Tensor) -> None:
@@ -169,23 +173,25 @@ def collect(
         if gram:
             z = with_ones(real)  # one batch's products in the model's precision, twice as fast; their sum in float64
             grams[name] = grams[name].add_(z.T @ z) if name in grams else (z.T @ z).double()
-        if gradients:
+        if backward:
             lowest.append(x)
             del lowest[1:]
+        if gradients:
             x.register_hook(lambda g: gates[name].append((values * g).sum(1)))
+        if curvature:
             out.register_hook(lambda g: bend(name, real_rows(g, mask)))
 
     def bend(name: str, g: Tensor) -> None:
         curvatures[name] = curvatures[name].add_(g.T @ g) if name in curvatures else (g.T @ g).double()
 
-    with tapped(modules, see), evaluating(encoder), torch.set_grad_enabled(gradients):
+    with tapped(modules, see), evaluating(encoder), torch.set_grad_enabled(backward):
         for batch in batches:
             inputs = tensors(batch, encoder)
             mask = inputs["attention_mask"]
             output = encoder(**inputs)
             if not torch.isfinite(output).all():
                 raise UnsupportedModel("The model's outputs on the calibration texts are not finite numbers.")
-            if gradients and modules:
+            if backward and modules:
                 # asked for the lowest input alone, autograd passes the hooks of all and keeps none of their gradients
                 torch.autograd.grad(probe_loss(encoder, output, random), lowest)
                 lowest.clear()
@@ -197,7 +203,7 @@ def collect(
             gram=grams[name].numpy() if gram else None,
             rows=rows[name],
             texts=texts,
-            curvature=(curvatures[name] / rows[name]).numpy() if gradients else None,
+            curvature=(curvatures[name] / rows[name]).numpy() if curvature else None,
             gradients=torch.cat(gates[name]).numpy() if gradients else None,
         )
         for name in modules

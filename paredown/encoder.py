@@ -12,15 +12,18 @@ Legend: B batch, T tokens, D model width, H heads of this layer, K head size, F 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.types import Layout
+
+Model = TypeVar("Model", bound=nn.Module)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -40,6 +43,16 @@ def blocks_of(model: nn.Module, layout: Layout) -> nn.ModuleList:
 def linear_of(block: nn.Module, layout: Layout, role: str) -> nn.Linear:
     """The projection of one layer that plays a role: query key value output up down."""
     return cast(nn.Linear, block.get_submodule(layout.layer_names[role]))
+
+
+def copied(model: Model, layout: Layout) -> Model:
+    """A copy whose embeddings lie in the same memory: no stage changes them, and they are most of a small model.
+
+    They are parameters of the copy's own, so it can be frozen or trained without the model's taking notice.
+    """
+    tables = [table for name in layout.embeddings for table in model.get_submodule(name).parameters()]
+    memo: dict[int, Any] = {id(table): nn.Parameter(table.detach(), table.requires_grad) for table in tables}
+    return copy.deepcopy(model, memo)
 
 
 class Layer:

@@ -6,6 +6,7 @@ Only safetensors are opened, no code that comes with a model is run, and every m
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any, cast
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -245,7 +246,10 @@ def _check_weights(folder: Path, config: Mapping[str, Any], task: str) -> None:
 
 
 def _labels(folder: Path) -> dict[str, int]:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise _unloadable(folder, error) from None
     if config.problem_type in ("regression", "multi_label_classification"):
         raise UnsupportedModel(
             f"{folder} is a {config.problem_type} model; only single-label classifiers are supported"
@@ -271,8 +275,8 @@ def _load_weights(folder: Path, task: str) -> PreTrainedModel:
             attn_implementation="eager",  # the one that MPNet has too
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UnsupportedModel(f"{folder} cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise _unloadable(folder, error) from None
     missing = set(info["missing_keys"])
     if task == EMBEDDING and any(name.startswith("pooler.") for name in missing):
         model.pooler = None  # it was initialized at random, and no sentence encoder reads it
@@ -281,6 +285,10 @@ def _load_weights(folder: Path, task: str) -> PreTrainedModel:
         what = "a trained classification head" if any(name.startswith("classifier") for name in missing) else "weights"
         raise UnsupportedModel(f"{folder} lacks {what}: no tensor {sorted(missing)[0]!r} ({len(missing)} missing)")
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _unloadable(folder: Path, error: Exception) -> UnsupportedModel:
+    return UnsupportedModel(f"{folder} cannot be loaded: {' '.join(str(error).split())}")
 
 
 def _load_tokenizer(folder: Path, model: PreTrainedModel) -> Any:
@@ -302,6 +310,20 @@ def _positions(model: PreTrainedModel) -> int:
     """How many tokens the position table has room for: RoBERTa and MPNet count from behind the padding index."""
     padding = getattr(model.base_model.embeddings, "padding_idx", None)
     return int(model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, *, max_length: int) -> None:
+    """The tokenizer's files, with `max_length` as the length at which whoever opens them cuts a text.
+
+    A tokenizer keeps the length of its last call, and would be saved with that.
+    """
+    own = copy.deepcopy(tokenizer)
+    own.model_max_length = max_length
+    if own.is_fast:
+        own.backend_tokenizer.no_padding()
+        own.backend_tokenizer.enable_truncation(max_length)
+    with silenced():
+        own.save_pretrained(folder)
 
 
 @contextlib.contextmanager

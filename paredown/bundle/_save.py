@@ -36,7 +36,7 @@ from paredown.bundle._format import (
 )
 from paredown.bundle._load import Bundle, build_shell
 from paredown.errors import BadData, FingerprintMismatch, ParedownError
-from paredown.models import LoadedModel, silenced
+from paredown.models import LoadedModel, save_tokenizer
 from paredown.types import Anatomy, Plan, canonical_json
 
 
@@ -94,8 +94,7 @@ def save(
         for name, source in moved.items():
             _take(Path(source), part / name)
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        with silenced():
-            loaded.tokenizer.save_pretrained(part / TOKENIZER)
+        save_tokenizer(loaded.tokenizer, part / TOKENIZER, max_length=loaded.max_length)
         (part / PLAN).write_text(plan.to_json(), encoding="utf-8")
         if report is not None:
             (part / REPORT).write_text(pretty(json.loads(canonical_json(report))), encoding="utf-8")

@@ -161,7 +161,7 @@ def validate(
     label_column: options.LabelColumn = None,
     pair_column: options.PairColumn = None,
     score_column: options.ScoreColumn = None,
-    max_drop: options.MaxDrop = None,
+    max_drop: options.SameMaxDrop = None,
     confidence: options.SameConfidence = None,
     reference: Annotated[
         str | None,
@@ -172,7 +172,7 @@ def validate(
             rich_help_panel=options.RUN,
         ),
     ] = None,
-    threads: options.Threads = None,
+    threads: options.SameThreads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
@@ -204,12 +204,14 @@ def bench(
     a: Annotated[str, typer.Argument(metavar="A", help="A model, or a bundle: what is compared against.")],
     b: Annotated[str, typer.Argument(metavar="B", help="A model, or a bundle.")],
     *,
-    eval: options.Eval = None,
+    eval: options.BenchEval = None,
     text_column: options.TextColumn = None,
     target: Annotated[
         options.TargetName | None,
         typer.Option(
-            "--target", help="The runtime; by default what each was made for.", rich_help_panel=options.TARGET
+            "--target",
+            help="The runtime; by default the one a bundle was made for, and for a model the fastest.",
+            rich_help_panel=options.TARGET,
         ),
     ] = None,
     batch_size: Annotated[
@@ -234,9 +236,7 @@ def bench(
         )
     from paredown.report import terminal
 
-    table = terminal.bench_table(
-        facts["rows"], metric=facts.get("quality_metric"), against=facts.get("speedup_against") or a
-    )
+    table = terminal.bench_table(facts["rows"], against=facts.get("speedup_against"))
     return _output.finished(facts, table, as_json=json)
 
 

@@ -43,6 +43,8 @@ def explain(error: BaseException) -> Failure:
     kind = type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         return Failure("stopped", STOPPED, "Interrupted")
+    if _disk_is_full(error) and isinstance(error, ParedownError):  # it says what was being written
+        return Failure(_one_line(error), error.exit_code, "DiskFull")
     if _disk_is_full(error):
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return Failure(f"the disk is full{where}: make room, then start the same command again", 2, "DiskFull")

@@ -119,6 +119,10 @@ ScoreColumn = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+BenchEval = Annotated[
+    str | None,
+    typer.Option("--eval", metavar="FILE", help="Texts to time with; without it random tokens.", rich_help_panel=DATA),
+]
 MaxDrop = Annotated[
     float | None,
     typer.Option(
@@ -129,20 +133,44 @@ MaxDrop = Annotated[
         rich_help_panel=BUDGET,
     ),
 ]
-_CONFIDENCE = typer.Option(
-    "--confidence",
-    min=0.5,
-    max=1,
-    metavar="SHARE",
-    help="How sure the gate has to be that the drop is within bounds.",
-    rich_help_panel=BUDGET,
-)
-Confidence = Annotated[float, _CONFIDENCE]
-SameConfidence = Annotated[float | None, _CONFIDENCE]  # by default that of the run before
+SameMaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="SHARE",
+        parser=share,
+        help="The quality that may be lost, 1% or 0.01; by default what the run allowed.",
+        rich_help_panel=BUDGET,
+    ),
+]
+Confidence = Annotated[
+    float,
+    typer.Option(
+        "--confidence",
+        metavar="SHARE",
+        help="How sure the gate has to be that the drop is within bounds, from 0.5 to below 1.",
+        rich_help_panel=BUDGET,
+    ),
+]
+SameConfidence = Annotated[
+    float | None,
+    typer.Option(
+        "--confidence",
+        metavar="SHARE",
+        help="How sure the gate has to be; by default as the run was.",
+        rich_help_panel=BUDGET,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(
         "--threads", min=1, metavar="N", help="Threads to run with; every core by default.", rich_help_panel=RUN
+    ),
+]
+SameThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, metavar="N", help="Threads to run with; by default as the run had.", rich_help_panel=RUN
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="For splits and sampling.", rich_help_panel=RUN)]

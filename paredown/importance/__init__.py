@@ -67,7 +67,8 @@ def score(
             calibration,
             layers=range(anatomy.group("layers").units),
             gram="gram" in module.NEEDS or bool(judge),
-            gradients=not {"gradients", "curvature"}.isdisjoint(module.NEEDS),
+            curvature="curvature" in module.NEEDS,
+            gradients="gradients" in module.NEEDS,
             seed=seed,
         )
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}

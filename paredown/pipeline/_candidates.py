@@ -99,7 +99,8 @@ def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progres
             Alternative("dense int8", _loaders.ONNX, str(quantized)),
             **about,
             file=quantized,
-            eligible=settings.target == "onnxruntime" and not settings.uniform,
+            eligible=not _not_int8(settings),
+            note=_not_int8(settings),
         )
     )
     return found
@@ -120,9 +121,10 @@ def student_candidates(
         "plan": student.plan,
         "model": student.model,
         "parameters": parameters(student.model),
-        "note": student.note,
     }
-    plain = Candidate(student.name, student.kind, settings.target, "fp32", None, file=onnx, eligible=True, **about)
+    plain = Candidate(
+        student.name, student.kind, settings.target, "fp32", None, file=onnx, eligible=True, note=student.note, **about
+    )
     small = Candidate(
         f"{student.name} int8",
         f"{student.kind}-int8",
@@ -130,7 +132,8 @@ def student_candidates(
         "int8",
         Alternative(f"{student.name} int8", _loaders.ONNX, str(quantized)),
         file=quantized,
-        eligible=settings.target == "onnxruntime" and not settings.uniform,
+        eligible=not _not_int8(settings),
+        note="; ".join(filter(None, (_not_int8(settings), student.note))),
         **about,
     )
     return [_on_target(plain, settings, prepared.loaded, weights), small]
@@ -166,6 +169,13 @@ def has_openvino() -> bool:
 
 def _dense(target: str, alternative: Alternative, about: Mapping[str, Any]) -> Candidate:
     return Candidate(alternative.name, BASELINE, target, "fp32", alternative, **about)
+
+
+def _not_int8(settings: Settings) -> str:
+    """Why an int8 file cannot be the answer; empty if it can."""
+    if settings.target != "onnxruntime":
+        return f"for comparison: it runs on ONNX Runtime, and {settings.target} was asked for"
+    return "for comparison: a stock checkpoint is fp32" if settings.uniform else ""
 
 
 def _on_target(candidate: Candidate, settings: Settings, loaded: Any, weights: Path | None) -> Candidate:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from paredown import __version__
+from paredown import __version__, registry
 from paredown import bundle as bundles
 from paredown.bundle import Bundle
 from paredown.encoder import Encoder
 from paredown.pipeline._candidates import BASELINE, Candidate, has_openvino, plain_file
 from paredown.pipeline._gate import Judged, as_row
 from paredown.pipeline._latency import widths_of
-from paredown.pipeline._prepare import Prepared, outputs_of
+from paredown.pipeline._memory import peak_mib
+from paredown.pipeline._prepare import Prepared, outputs_of, too_few
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
@@ -99,6 +99,8 @@ def gather(
         "versions": {"paredown": __version__, **machine["libraries"]},
     }
     found["verdict"] = _verdict(found, shown, judged, settings)
+    if not accepted:
+        found["verdict"] += f" {too_few(settings, task, prepared.splits.guardrail)}".rstrip()
     plain: dict[str, Any] = json.loads(canonical_json(finite(found)))
     return plain
 
@@ -129,13 +131,12 @@ def speed(dense: Mapping[str, Timing], small: Timing) -> dict[str, Any]:
     }
 
 
-def parity_of(onnx: Path, encoder: Encoder, *, longest: int) -> float:
-    """Largest difference of an fp32 ONNX file's outputs from the torch model's; ParityFailure above 1e-4."""
-    from paredown.targets import onnxruntime as ort
+def parity_of(file: Path, encoder: Encoder, *, longest: int, target: str = "onnxruntime") -> float:
+    """Largest difference of an fp32 file's outputs from the torch model's; ParityFailure above 1e-4."""
     from paredown.targets.torch import load_encoder
 
     threads, name, config = torch.get_num_threads(), encoder.output_name, cast(Any, encoder.model.config)
-    runner, plain = ort.load(onnx, threads=threads), load_encoder(encoder, threads=threads)
+    runner, plain = registry.find("targets", target).load(file, threads=threads), load_encoder(encoder, threads=threads)
     try:
         return parity.check(
             lambda arrays: runner.run(arrays)[name],
@@ -155,25 +156,35 @@ def write_bundle(
 ) -> Bundle:
     """The bundle of the candidate with its files and its report, at the folder the settings name."""
     assert best.plan is not None and best.file is not None
-    files = {"report.html": html.write(facts, work.path("report.html"))}
-    files["model.onnx"] = plain_file(best)
+    files = {"model.onnx": plain_file(best)}
     if best.precision == "int8":
         files["model-int8.onnx"] = best.file
     if has_openvino():
         xml = ov.export(files["model.onnx"], work.path("model.xml"))
+        small = Encoder(best.model, prepared.anatomy.layout)
+        parity_of(xml, small, longest=prepared.loaded.max_length, target="openvino")
         files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
     if settings.uniform:
         folder = work.path(f"huggingface-{plain_file(best).stem}")
         if not folder.exists():
-            huggingface.export(best.model, prepared.loaded.tokenizer, folder, anatomy=prepared.anatomy, plan=best.plan)
+            loaded = prepared.loaded
+            huggingface.export(
+                best.model,
+                loaded.tokenizer,
+                folder,
+                anatomy=prepared.anatomy,
+                plan=best.plan,
+                max_length=loaded.max_length,
+            )
         files |= {f"huggingface/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()}
-    length = min(prepared.loaded.max_length, settings.max_length or prepared.loaded.max_length)
+    facts = {**facts, "peak_memory_mib": peak_mib()}
+    files["report.html"] = html.write(facts, work.path("report.html"))
     return bundles.save(
         settings.out,
         model=best.model,
         anatomy=prepared.anatomy,
         plan=best.plan,
-        loaded=replace(prepared.loaded, max_length=length),
+        loaded=prepared.loaded,
         target=best.target,
         precision=best.precision,
         accepted=bool(facts["accepted"]),
@@ -228,8 +239,9 @@ def _anatomy(prepared: Prepared) -> dict[str, int]:
 
 
 def _kept(candidate: Candidate) -> list[dict[str, Any]]:
+    """What each layer keeps; nothing to show where nothing was cut."""
     plan = candidate.plan
-    if plan is None:
+    if plan is None or candidate.kind in ("folded", "dense-int8"):
         return []
     return [
         {"layer": i, "heads": plan.keep[f"layer.{i}.heads"], "neurons": neurons}

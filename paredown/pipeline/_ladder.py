@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paredown.errors import InfeasibleBudget
+from paredown.pipeline._candidates import student_candidates
+from paredown.pipeline._settings import Settings
 from paredown.pipeline._students import Student, Workshop, drop_layers, spread
 
 LAYER_DROP_SHARE = 0.15  # of the minutes, for what anybody can script; the students share the rest
 MARGIN = 1.05  # a speed that is promised is planned for with this much to spare: what machines drift from run to run
 
+HOPELESS = 0.8  # of the speed asked for: what the fastest student misses by more is not a matter of noise
 WORTH_IT = 0.97  # of the next slower time: who takes longer is not tried
 
 # Speed-ups of a classifier before int8. On BANKING77 the boldest passed after 20 minutes, 1.3 times without training.
@@ -56,6 +59,7 @@ def make(shop: Workshop, dense_seconds: float) -> list[Student]:
         except InfeasibleBudget as error:
             if settings.dial != "max_drop":  # in int8 it may still reach the target
                 fastest = Rung("as fast as pruning goes", error.closest * 1.01, rung.minutes, rung.every_layer)
+                _check_reach(shop, fastest, dense_seconds)
                 students.append(_student(shop, fastest))
     if settings.minutes:
         students += _layer_drop(shop, students)
@@ -136,6 +140,33 @@ def _student(shop: Workshop, rung: Rung) -> Student:
     plan, predictions = planned or shop.plan(rung.name, rung.seconds)
     student = shop.refit(rung.name, plan, predictions=predictions)
     return shop.distilled(student, rung.minutes) if rung.minutes else student
+
+
+def _check_reach(shop: Workshop, fastest: Rung, dense_seconds: float) -> None:
+    """Raises InfeasibleBudget where even the smallest student misses the speed by far: before it learns, not after."""
+    settings, work = shop.settings, shop.work
+    student = _student(shop, replace(fastest, name=f"{fastest.name}, untrained", minutes=0.0))
+    tried = student_candidates(student, shop.prepared, settings, work, shop.progress)
+    ways = [one.alternative for one in tried if one.eligible and one.alternative is not None]
+    seconds = min(work.json("fastest-seconds", lambda: shop.watch.against(ways)).values())
+    if settings.speedup is not None and dense_seconds / seconds < HOPELESS * settings.speedup:
+        raise out_of_reach(settings, dense_seconds / seconds)
+    if settings.latency_ms is not None and settings.speedup is None and HOPELESS * seconds > settings.latency_ms:
+        raise out_of_reach(settings, seconds)
+
+
+def out_of_reach(settings: Settings, closest: float) -> InfeasibleBudget:
+    """The error for a speed dial; `closest` is what was measured, as a factor or in milliseconds."""
+    asked, unit = (
+        (f"A speed-up of {settings.speedup:g}", "")
+        if settings.dial == "speedup"
+        else (f"A latency of {settings.latency_ms:g} ms", " ms")
+    )
+    return InfeasibleBudget(
+        f"{asked} cannot be reached on this machine with {settings.target}; "
+        f"the closest that can be reached is {closest:.2f}{unit}.",
+        closest=closest,
+    )
 
 
 def _layer_drop(shop: Workshop, students: Sequence[Student]) -> list[Student]:

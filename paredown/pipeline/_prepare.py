@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -14,13 +15,14 @@ from paredown import __version__, registry
 from paredown.anatomy import describe
 from paredown.calibration import tensors
 from paredown.encoder import Encoder
-from paredown.errors import BadData
+from paredown.errors import BadData, UnsupportedModel
 from paredown.models import LoadedModel, load_model
 from paredown.pipeline._settings import Settings
 from paredown.surgery import fold
 from paredown.tasks import Splits, Task, TextData, Tokens, length_sorted_batches, run_batches, split, tokenize
 from paredown.types import Anatomy, Array, canonical_json
 from paredown.validation.machine import card
+from paredown.validation.quality import least_bound
 
 BATCH = 64  # texts of an Offline batch, sorted by length
 TIMED_TEXTS = 128  # of evenly spread ranks by length: the shape of the histogram without chance
@@ -28,6 +30,7 @@ TIMED_SINGLES = 32
 TIMED_TOKENS = 8_000  # of the Offline texts together: long texts need fewer of them
 TIMED_BATCH_TOKENS = 4096  # of one Offline batch: 64 texts of up to 64 tokens, 8 of 512
 CALIBRATION_BATCH_TOKENS = 2048  # of one batch with gradients: autograd keeps every layer's activations
+MOST_BYTES = 2**31 - 2**26  # of fp32 weights: an ONNX file holds less than 2 GiB, its graph included
 EVALUATED_TOKENS = 200_000  # of a split: long texts are judged on fewer of them, or judging would take hours
 EVALUATED_TEXTS = 400  # at least
 
@@ -59,18 +62,19 @@ class Prepared:
 def prepare(settings: Settings) -> Prepared:
     """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun."""
     loaded = load_model(settings.model, task=settings.task)
+    loaded = replace(loaded, max_length=min(loaded.max_length, settings.max_length or loaded.max_length))
+    _check_size(loaded)
     task = task_of(loaded.task)
     data = load_data(settings.data, loaded, settings, evaluation=settings.eval is None)
     evaluation = load_data(settings.eval, loaded, settings, evaluation=True) if settings.eval else None
     splits = split(data, evaluation, seed=settings.seed)
     folded, folds = fold(loaded.model, describe_loaded(loaded, loaded.model))
     anatomy = describe_loaded(loaded, folded)
-    length = min(loaded.max_length, settings.max_length or loaded.max_length)
     names = Encoder(folded, anatomy.layout).input_names
     tokens, parts, notes = {}, {}, list(splits.notes)
     for name in ("calibration", "guardrail", "test"):
         part: TextData = getattr(splits, name)
-        tokens[name] = tokenize(loaded.tokenizer, task.all_texts(part), max_length=length, input_names=names)
+        tokens[name] = tokenize(loaded.tokenizer, task.all_texts(part), max_length=loaded.max_length, input_names=names)
         parts[name] = part
         count = len(part) if name == "calibration" else _affordable(tokens[name], len(part))
         if count < len(part):
@@ -80,15 +84,40 @@ def prepare(settings: Settings) -> Prepared:
             tokens[name] = replace(tokens[name], ids=tuple(tokens[name].ids[i] for i in rows))
     cut_off = sum(one.truncated for one in tokens.values())
     if cut_off:
-        notes.append(f"{cut_off} texts are longer than {length} tokens and were truncated.")
+        notes.append(f"{cut_off} texts are longer than {loaded.max_length} tokens and were truncated.")
     splits = replace(splits, guardrail=parts["guardrail"], test=parts["test"])
+    notes += filter(None, [too_few(settings, task, splits.guardrail)])
     return Prepared(loaded, folded, anatomy, folds, task, splits, **tokens, notes=tuple(notes))
+
+
+def _check_size(loaded: LoadedModel) -> None:
+    size = sum(parameter.numel() * 4 for parameter in loaded.model.parameters())
+    if size > MOST_BYTES:
+        raise UnsupportedModel(
+            f"{loaded.source} has {size / 2**30:.1f} GiB of fp32 weights, and an ONNX file takes 2 GiB at most: "
+            "that is the largest model that Paredown can prune."
+        )
+
+
+def too_few(settings: Settings, task: Task, guardrail: TextData) -> str:
+    """The sentence for a gate that not even a model that answers all alike can pass; empty where it can."""
+    gate, sure, count = settings.gate, settings.confidence, len(guardrail)
+    if gate is None or task.metric_name(guardrail) != "accuracy" or least_bound(count, sure) <= gate:
+        return ""
+    if gate <= 0:
+        return "The gate cannot pass: no number of texts can show that accuracy drops by nothing."
+    needed = next(n for n in itertools.count(count) if least_bound(n, sure) <= gate)
+    return (
+        f"The gate cannot pass: it has {count} texts, and {needed} are needed to show a drop of at most {gate:.2%} in "
+        f"accuracy with a confidence of {sure:g}; give more texts (60 % of --eval go to the gate), or allow more."
+    )
 
 
 def run_key(settings: Settings, prepared: Prepared) -> str:
     """Names a run by all that its results depend on: settings, texts, weights, versions, machine."""
     machine = card()
-    about = [settings, __version__, machine["libraries"], machine["cpu"], machine["cores"]]
+    nowhere = replace(settings, model="", data="", eval=None, out="")  # a file has many paths: what it holds counts
+    about = [nowhere, __version__, machine["libraries"], machine["cpu"], machine["cores"]]
     found = hashlib.sha256(canonical_json(about).encode())
     for part in (prepared.calibration, prepared.guardrail, prepared.test):
         for ids in part.ids:

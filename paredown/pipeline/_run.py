@@ -13,13 +13,13 @@ import torch
 from paredown import bundle as bundles
 from paredown.bundle import Bundle
 from paredown.cores import cores
-from paredown.errors import GateFailed, InfeasibleBudget, ParedownError
+from paredown.errors import GateFailed, ParedownError
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import BASELINE, Candidate, control, dense_candidates, student_candidates
 from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
-from paredown.pipeline._ladder import make
+from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
-from paredown.pipeline._memory import give_back_what_is_freed, peak_mib
+from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Workshop
@@ -43,11 +43,9 @@ def run(settings: Settings, progress: Progress) -> Bundle:
         work = Work(out, run_key(settings, prepared))
         if work.resumed:
             progress.say("Going on from where an earlier run with the same settings stopped.")
-        try:
-            return _run(settings, prepared, work, progress)
-        except InfeasibleBudget:
-            work.discard()  # other settings will be tried next, and they begin anew
-            raise
+        if work.discarded:
+            progress.say("What an unfinished run with other settings had left for this place is discarded.")
+        return _run(settings, prepared, work, progress)
     finally:
         torch.set_num_threads(before)
 
@@ -71,7 +69,7 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     candidates += control(prepared, settings, progress)
 
     judged, baseline, reference = _judged(candidates, prepared, settings, progress)
-    best = chosen(judged, settings)
+    best, asked = chosen(judged, settings), settings
     if best is None and _holds_accepted(settings.out):  # a good bundle does not give way to a rejected one
         settings = replace(settings, out=str(_rejected(settings.out)))
     shown = best or closest(judged, settings)
@@ -89,13 +87,13 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
         accepted=best is not None,
         minutes=work.minutes,
     )
-    facts["peak_memory_mib"] = peak_mib()
+    facts["command"] = asked.command()
     facts["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     progress.stage("Writing the bundle")
     saved = _facts.write_bundle(settings, prepared, work, shown.candidate, facts)
     work.discard()
     if best is None:
-        raise GateFailed(facts["verdict"], result=facts)
+        raise GateFailed(facts["verdict"], result=saved.report())
     return saved
 
 
@@ -144,9 +142,6 @@ def _check_reached(settings: Settings, judged: Sequence[Judged]) -> None:
     able = [j for j in judged if j.candidate.eligible and j.timing is not None and j.speedup is not None]
     if settings.dial == "max_drop" or any(not too_slow(j, settings) for j in able):
         return
-    where = f"cannot be reached on this machine with {settings.target}; the closest that can be reached is"
     if settings.dial == "speedup":
-        reach = max(j.speedup.value for j in able if j.speedup is not None)
-        raise InfeasibleBudget(f"A speed-up of {settings.speedup:g} {where} {reach:.2f}.", closest=reach)
-    least = min(j.timing.latency_ms_p50 for j in able if j.timing is not None)
-    raise InfeasibleBudget(f"A latency of {settings.latency_ms:g} ms {where} {least:.2f} ms.", closest=least)
+        raise out_of_reach(settings, max(j.speedup.value for j in able if j.speedup is not None))
+    raise out_of_reach(settings, min(j.timing.latency_ms_p50 for j in able if j.timing is not None))

@@ -22,7 +22,8 @@ class Work:
     def __init__(self, out: Path, key: str):
         self.folder = out.parent / f".{out.name}.work"
         marker = self.folder / "key"
-        if self.folder.exists() and (not marker.exists() or marker.read_text() != key):
+        self.discarded = self.folder.exists() and (not marker.exists() or marker.read_text() != key)
+        if self.discarded:
             shutil.rmtree(self.folder)  # another run's leftovers: other settings, other results
         self.resumed = self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)

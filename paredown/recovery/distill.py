@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.calibration import distance, evaluating, tensors
-from paredown.encoder import Encoder
+from paredown.encoder import Encoder, Model, copied
 from paredown.errors import BadData
 from paredown.recovery._checkpoint import Checkpoint, Progress, State
-from paredown.recovery._copy import Model, copied
 from paredown.tasks import Tokens, pad, similar_lengths
 from paredown.types import Array, Layout
 
@@ -31,6 +30,7 @@ __all__ = ["Progress", "learning_rate", "recover", "teach"]
 
 BATCH = 64
 BATCH_TOKENS = 2048  # of a batch, padding included: autograd keeps every layer's activations
+TAUGHT_TOKENS = 16_000  # that the teacher answers between two looks at the clock
 WARM_UP = 0.05  # share of the time
 LOGIT_WEIGHT = 0.05  # of the squared error of the logits: it still teaches where softmax is saturated
 CHECKPOINT_SECONDS = 30.0
@@ -61,12 +61,13 @@ def teach(
     parts: list[Tensor] = []
     half = _half_precision_pays(encoder)
     begun = time.monotonic()
-    size = max(1, len(tokens)) if math.isinf(seconds) else BATCH * 16  # texts of like length are batched in a chunk
+    most = math.inf if math.isinf(seconds) else TAUGHT_TOKENS
+    number = np.floor(np.cumsum(tokens.lengths) / most)  # of the chunk, inside which texts of like length are batched
+    chunks = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(number)) + 1)
     with torch.no_grad(), evaluating(encoder), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        for first in range(0, len(tokens), size):
-            if time.monotonic() - begun >= seconds:
+        for chunk in chunks:
+            if not len(chunk) or time.monotonic() - begun >= seconds:
                 break
-            chunk = np.arange(first, min(first + size, len(tokens)))
             batches = similar_lengths(tokens.lengths, chunk, batch_size=BATCH, most_tokens=BATCH_TOKENS)
             outputs: list[Tensor] = []
             for rows in batches:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from paredown.calibration import Batch, divergence, evaluating, real_rows, ridge_regression, tensors, with_ones
-from paredown.encoder import Encoder, Layer
+from paredown.encoder import Encoder, Layer, Model, copied
 from paredown.errors import BadData
-from paredown.recovery._copy import Model, copied
 from paredown.types import Anatomy, Plan
 
 RIDGE = 0.1  # of the mean diagonal, towards the weights before; 0.01 left more divergence on new texts, measured

@@ -219,14 +219,13 @@ def reason(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
         said = "passed"
     elif state == "reference":
         said = "the reference"
-    elif any(status(c) in ("chosen", "passed") for c in mappings(result.get("candidates"))):
-        said = "not tried: a faster one passed"
     else:
-        said = "not tried"
+        said = "" if note else "not tried"
     if not note:
         return said
     # A note that gives the whole verdict itself is not repeated.
-    return note if note.lower().startswith(("chosen", "passed", "failed", "not tried")) else f"{said}; {note}"
+    alone = not said or note.lower().startswith(("chosen", "passed", "failed", "not tried"))
+    return note if alone else f"{said}; {note}"
 
 
 def _failure(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
@@ -259,7 +258,7 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str, str]:
     best = chosen(result)
     if not result.get("accepted"):
         return "rejected", "Rejected", said or "No candidate passed the gate."
-    if best.get("kind") in UNPRUNED:
+    if best.get("kind") in UNPRUNED or said.startswith("Do not prune"):
         rest = said.removeprefix("Do not prune").lstrip(": ") or f"use {best.get('name') or 'the dense model'}."
         return "unpruned", "Do not prune", rest[0].upper() + rest[1:]
     return "accepted", "Accepted", said or "The pruned model passed the gate."

@@ -36,6 +36,14 @@ def write(result: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
+def _no_cut(result: Mapping[str, Any]) -> str:
+    """What to say where the answer, or the closest to one, is a dense model; empty where something was cut."""
+    name = words.chosen(result).get("name")
+    if words.mappings(result.get("kept")) or not name:
+        return ""
+    return f"Nothing was cut: {name} is {'recommended' if result.get('accepted') else 'the closest candidate'}."
+
+
 def render(result: Mapping[str, Any]) -> str:
     """The HTML text of the page. Everything that comes from `result` is escaped."""
     return str(_template().render(view(result)))
@@ -56,7 +64,6 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows, put in words: texts, rows of texts, and pictures."""
     css, badge, sentence = words.verdict(result)
     data = words.mapping(result.get("data"))
-    best = words.chosen(result)
     return {
         "css": css,
         "badge": badge,
@@ -70,7 +77,7 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": _metrics(result),
         "metric": words.metric_name(result.get("quality_metric")),
         "rejected": css == "rejected",
-        "no_cut": f"Nothing was cut: {best['name']} is recommended." if css == "unpruned" and best.get("name") else "",
+        "no_cut": _no_cut(result),
         "kept": _pictures(charts.kept, result),
         "kept_summary": _kept_summary(result),
         "folds": _texts(result.get("folds")),

@@ -6,16 +6,10 @@ Legend: D model width, N concatenated head outputs.
 
 from __future__ import annotations
 
-import copy
-from typing import TypeVar
-
 import torch
-from torch import nn
 
-from paredown.encoder import blocks_of, linear_of
+from paredown.encoder import Model, blocks_of, copied, linear_of
 from paredown.types import Anatomy
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def fold(model: Model, anatomy: Anatomy) -> tuple[Model, tuple[str, ...]]:
@@ -23,10 +17,10 @@ def fold(model: Model, anatomy: Anatomy) -> tuple[Model, tuple[str, ...]]:
 
     q (k + b) = q k + (q b), the same for every key: the key bias goes. The value bias b_v [N] reaches the output as
     W_o b_v: it moves into the output bias [D]. Modules that the task never reads (a sentence encoder's pooler) become
-    None. On the meta device only the last is done. Folding twice changes nothing.
+    None. The embeddings are shared. On the meta device only the last is done. Folding twice changes nothing.
     """
-    folded = copy.deepcopy(model)
     layout = anatomy.layout
+    folded = copied(model, layout)
     keys = values = 0
     with torch.no_grad():
         for block in blocks_of(folded, layout):

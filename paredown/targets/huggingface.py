@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from paredown.encoder import blocks_of, linear_of
 from paredown.errors import BadData, ParityFailure, UnsupportedModel
-from paredown.models import silenced
+from paredown.models import save_tokenizer, silenced
 from paredown.types import Anatomy, Array, Limits, Plan
 
 LIMITS = Limits(uniform=True, allowed=("neuron", "layer"))
@@ -61,11 +61,14 @@ def expressible(anatomy: Anatomy, plan: Plan) -> str | None:
     return None
 
 
-def export(model: PreTrainedModel, tokenizer: Any, folder: str | Path, *, anatomy: Anatomy, plan: Plan) -> Path:
+def export(
+    model: PreTrainedModel, tokenizer: Any, folder: str | Path, *, anatomy: Anatomy, plan: Plan, max_length: int
+) -> Path:
     """The folder of a stock checkpoint of the cut model: config, safetensors, tokenizer.
 
-    For sentence encoders also the pooling, in the form that sentence-transformers reads. It is reopened by stock
-    transformers in a process of its own and must compute the same before the folder appears. Raises
+    For sentence encoders also the pooling, in the form that sentence-transformers reads. `max_length` is where texts
+    are cut. It is reopened by stock transformers in a process of its own and must compute the same before the folder
+    appears. Raises
     `UnsupportedModel` when the plan is not `expressible`, `BadData` when the folder is taken, `ParityFailure` when
     the reopened model differs by more than `TOLERANCE`.
     """
@@ -78,7 +81,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: str | Path, *, anatom
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
         built = Path(work) / "model"
-        _save(model, tokenizer, built, anatomy)
+        _save(model, tokenizer, built, anatomy, max_length)
         _verify(model, built, Path(work), anatomy)
         if target.is_dir():
             target.rmdir()
@@ -86,7 +89,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: str | Path, *, anatom
     return target
 
 
-def _save(model: PreTrainedModel, tokenizer: Any, folder: Path, anatomy: Anatomy) -> None:
+def _save(model: PreTrainedModel, tokenizer: Any, folder: Path, anatomy: Anatomy, max_length: int) -> None:
     layout = anatomy.layout
     blocks = blocks_of(model, layout)
     config = copy.deepcopy(model.config)
@@ -97,8 +100,10 @@ def _save(model: PreTrainedModel, tokenizer: Any, folder: Path, anatomy: Anatomy
     twin.config = config
     with silenced():
         twin.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, max_length=max_length)
     if not layout.head:
+        about = {"max_seq_length": max_length, "do_lower_case": False}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
         _save_pooling(folder, anatomy, config.hidden_size)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from paredown.tasks._augment import augment
-from paredown.tasks._table import Table, read_table
+from paredown.tasks._table import TEXT_COLUMNS, Table, read_table
 from paredown.tasks._text import (
     Splits,
     TextData,
@@ -26,6 +26,7 @@ from paredown.tasks._tfidf import Tfidf, fit_tfidf
 from paredown.types import Array
 
 __all__ = [
+    "TEXT_COLUMNS",
     "Splits",
     "Table",
     "Task",

@@ -12,6 +12,7 @@ from pathlib import Path
 from paredown.errors import BadData
 
 Row = tuple[str | None, ...]  # None: this row has no such cell
+TEXT_COLUMNS = ("text", "sentence", "content", "utterance", "query", "question", "message", "document", "input")
 _BOM = b"\xef\xbb\xbf"
 
 

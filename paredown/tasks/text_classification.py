@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from paredown.errors import BadData
-from paredown.tasks._table import Table, count, read_table, usable_rows
+from paredown.tasks._table import TEXT_COLUMNS, Table, count, read_table, usable_rows
 from paredown.tasks._text import TextData
 from paredown.types import Array
 
 NAME = "text-classification"
 METRIC = "accuracy"
-TEXT_COLUMNS = ("text", "sentence", "content", "utterance", "query", "question", "message", "document", "input")
 LABEL_COLUMNS = ("label", "category", "intent", "class", "target")
 
 _INTEGER = re.compile(r"\d{1,9}(\.0+)?")  # pandas writes 3.0 where a column once had a gap
@@ -60,8 +59,10 @@ def load(
         else:
             ids, more = _class_indices(table, rows, names, labels or {})
             notes = (*notes, *more)
-    if require_labels and ids is not None and len(np.unique(ids)) < 2:
-        raise BadData(f"{table.path}: all texts have the label {names[0]!r}; evaluation needs two classes or more.")
+    if ids is not None and len(np.unique(ids)) < 2:
+        if require_labels:
+            raise BadData(f"{table.path}: all texts have the label {names[0]!r}; evaluation needs two classes or more.")
+        notes = (*notes, f"{table.path}: all texts have the label {names[0]!r}, so nothing is fitted to the labels.")
     return TextData(tuple(texts[row] for row in rows), ids, notes=notes)
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from paredown.errors import BadData
-from paredown.tasks._table import read_table, usable_rows
+from paredown.tasks._table import TEXT_COLUMNS, read_table, usable_rows
 from paredown.tasks._text import TextData
 from paredown.types import Array
 
 NAME = "text-embedding"
 METRIC = "cosine"
-TEXT_COLUMNS = ("text", "sentence", "content", "utterance", "query", "question", "message", "document", "input")
 PAIR_COLUMNS = (("sentence1", "sentence2"), ("text_a", "text_b"))
 SCORE_COLUMNS = ("score",)
 

@@ -71,6 +71,11 @@ def paired_drop(
     return Drop(metric, dense, pruned, Interval(dense - pruned, low, high), bound, len(data))
 
 
+def least_bound(examples: int, confidence: float) -> float:
+    """The bound on a drop of accuracy where no answer changes: fewer examples show less (see `paired_drop`)."""
+    return _binomial_upper(0, examples, confidence)
+
+
 def passes(drop: Drop, max_drop: float) -> bool:
     """Whether the drop is at most `max_drop` (in the metric's own unit) with the confidence of its bound."""
     return drop.bound <= max_drop + 1e-12  # a bound that rounding has put beside the budget is on it

@@ -64,7 +64,7 @@ def test_gram_is_the_sum_over_real_rows(family: str, pooling: str) -> None:
 def test_gradients_equal_a_loop_over_texts(family: str, task: str) -> None:
     """Each text alone, each gate a real variable: output = projection(gate * input)."""
     encoder, arrays = example(family, task)
-    found = collect(encoder, [arrays], layers=range(3), gram=False, gradients=True, seed=7)
+    found = collect(encoder, [arrays], layers=range(3), gram=False, curvature=True, gradients=True, seed=7)
     random = np.random.default_rng(7)  # read text by text, so the loop draws what the batch drew
     for text, length in enumerate(LENGTHS):
         inputs = {name: tensor[text : text + 1, :length] for name, tensor in tensors(arrays, encoder).items()}
@@ -87,7 +87,7 @@ def linears(encoder: Encoder) -> dict[str, nn.Linear]:
 
 def test_curvature_is_the_mean_square_of_the_gradient_at_the_output() -> None:
     encoder, arrays = example()
-    found = collect(encoder, [arrays], layers=range(3), gradients=True, seed=2)
+    found = collect(encoder, [arrays], layers=range(3), curvature=True, gradients=True, seed=2)
     inputs = tensors(arrays, encoder)
     for name, linear in linears(encoder).items():
         shift = torch.zeros(4, 1 if name.startswith("layer.2") else 9, 24, requires_grad=True)
@@ -104,7 +104,7 @@ def test_the_dense_indices_of_the_layers_left_name_the_groups() -> None:
     keep = {**anatomy.identity(), "layers": (0, 2), "layer.0.neurons": (), "layer.2.heads": (1,)}
     small = cut(model, anatomy, Plan(anatomy.fingerprint, keep))
     arrays = {name: tensor.numpy() for name, tensor in batch(model).items()}
-    found = collect(Encoder(small, anatomy.layout), [arrays], layers=(0, 2), gradients=True)
+    found = collect(Encoder(small, anatomy.layout), [arrays], layers=(0, 2), curvature=True, gradients=True)
     sizes = {name: (one.gram.shape, one.gradients.shape) for name, one in found.items() if one.gram is not None}
     assert sizes == {
         "layer.0.heads": ((25, 25), (4, 24)),

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from paredown.anatomy import describe
 from paredown.encoder import Encoder
 from paredown.errors import UnsupportedModel
-from paredown.models import build_empty, fingerprint, load_model
+from paredown.models import build_empty, fingerprint, load_model, save_tokenizer
 from tests.contracts.families import FAMILIES, LABELS, TASKS, batch, save, stock, tiny
 
 CLASSIFIER, EMBEDDER = TASKS
@@ -175,6 +177,8 @@ def test_bad_configs(folder: Path) -> None:
         ({"id2label": {"0": "a", "1": "a", "2": "b"}}, ("id2label",)),
         ({"auto_map": {"AutoModel": "modeling_mine.MyModel"}}, ("auto_map",)),
         ({"hidden_size": 48}, ("cannot be loaded",)),
+        ({"num_attention_heads": "4"}, ("cannot be loaded", "num_attention_heads")),
+        ({"id2label": {"one": "a", "two": "b"}}, ("cannot be loaded",)),
     ):
         path.write_text(good)
         edit(path, **changes)
@@ -235,3 +239,14 @@ def test_build_empty_cleans_up_after_an_error() -> None:
 def test_a_folder_may_be_moved(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "elsewhere")
     assert load_model(tmp_path / "elsewhere").labels
+
+
+def test_a_saved_tokenizer_cuts_where_the_model_ends(folder: Path, tmp_path: Path) -> None:
+    """And not where the last call on it did; without transformers too."""
+    loaded = load_model(folder)
+    loaded.tokenizer(["my card is lost"], truncation=True, padding=True, max_length=4)
+    save_tokenizer(loaded.tokenizer, tmp_path / "saved", max_length=9)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").model_max_length == 9
+    alone = tokenizers.Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    assert [len(alone.encode(text).ids) for text in ("my card", "card " * 50)] == [4, 9]
+    assert len(loaded.tokenizer("card " * 50)["input_ids"]) == 52  # the caller's is as it was

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 import paredown
-from paredown.pipeline import Settings
+from paredown.pipeline import Settings, _prepare
+from paredown.pipeline._prepare import prepare
+from paredown.pipeline._students import Workshop
+from paredown.validation.quality import least_bound
 from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
 
@@ -75,11 +78,35 @@ def test_a_failed_gate_marks_nothing_accepted_and_names_the_closest(desk: Desk, 
     assert paredown.load(tmp_path / "slim").manifest["accepted"] is False
 
 
+def test_what_is_truncated_and_a_gate_that_cannot_pass_are_said_before_the_work(desk: Desk, tmp_path: Path) -> None:
+    about = {"data": str(desk.train), "eval": str(desk.test), "out": str(tmp_path / "slim")}
+    found = prepare(Settings(str(desk.model), **about, max_length=4, max_drop=0.001))
+    assert all(tokens.lengths.max() == 4 for tokens in (found.calibration, found.guardrail, found.test))
+    cut = sum(tokens.truncated for tokens in (found.calibration, found.guardrail, found.test))
+    assert cut and f"{cut} texts are longer than 4 tokens and were truncated." in found.notes
+    (said,) = (note for note in found.notes if note.startswith("The gate cannot pass"))
+    needed = int(said.split(" texts, and ")[1].split()[0])
+    assert least_bound(needed, 0.9) <= 0.001 < least_bound(needed - 1, 0.9)
+    enough = prepare(Settings(str(desk.model), **about, max_drop=0.01))
+    assert not any("cannot pass" in note for note in enough.notes)
+
+
+def test_a_model_that_no_onnx_file_holds_is_refused(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_prepare, "MOST_BYTES", 1000)
+    with pytest.raises(paredown.UnsupportedModel, match="GiB of fp32 weights"):
+        prepare(Settings(str(desk.model), data=str(desk.train), eval=None, out=str(tmp_path / "slim")))
+
+
 @pytest.mark.parametrize(("dial", "value"), [("speedup", 1e6), ("latency_ms", 1e-6)])
-def test_an_impossible_speed_names_the_closest(desk: Desk, tmp_path: Path, dial: str, value: float) -> None:
+def test_an_impossible_speed_names_the_closest_before_any_training(
+    desk: Desk, tmp_path: Path, dial: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workshop, "distilled", lambda *_: pytest.fail("it was trained in vain"))
     with pytest.raises(paredown.InfeasibleBudget, match="closest that can be reached is") as caught:
         paredown.prune(
-            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", minutes=0, threads=1, **{dial: value}
+            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", minutes=1, threads=1, **{dial: value}
         )
     assert min(1, value) < caught.value.closest < max(value, 1e3)
     assert not (tmp_path / "slim").exists()

@@ -32,7 +32,7 @@ def test_minutes_add_up_over_starts_but_not_the_time_between(tmp_path: Path) -> 
 def test_another_key_begins_anew(tmp_path: Path) -> None:
     Work(tmp_path / "slim", "one key").json("a", lambda: 1)
     other = Work(tmp_path / "slim", "another")
-    assert not other.resumed and other.json("a", lambda: 2) == 2
+    assert other.discarded and not other.resumed and other.json("a", lambda: 2) == 2
 
 
 def test_a_start_without_room_on_the_disk_keeps_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

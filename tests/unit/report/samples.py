@@ -28,9 +28,10 @@ def candidate(
         "passed": None,
         "chosen": False,
         "parameters": 22_700_000,
-        "note": "",
+        "note": "" if kind == "dense" else "not tried: a faster one passed",
     }
-    return {**facts, **other}
+    told = {"note": ""} if "passed" in other else {}
+    return {**facts, **told, **other}
 
 
 def accepted() -> dict[str, Any]:
@@ -219,7 +220,7 @@ def worsen(facts: dict[str, Any], by: float) -> None:
     """Take `by` from a candidate's quality, and fail it."""
     lost = facts["drop"] or interval(0.004, -0.002, 0.010)
     facts["drop"] = {name: end + by for name, end in lost.items()}
-    facts.update(quality=0.9302 - facts["drop"]["value"], bound=(facts["bound"] or 0.008) + by, passed=False)
+    facts.update(quality=0.9302 - facts["drop"]["value"], bound=(facts["bound"] or 0.008) + by, passed=False, note="")
 
 
 def unpruned() -> dict[str, Any]:

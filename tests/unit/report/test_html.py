@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from paredown.errors import ParedownError
+from paredown.report import _words as words
 from paredown.report import html
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("samples.py"))))
@@ -131,14 +132,20 @@ def test_rejected_page_says_so_first_and_calls_nothing_accepted() -> None:
     assert ("body", {"class": "rejected"}) in parsed.tags
     assert "failed, the closest candidate: bound 1.48 > 1 point" in parsed.text
     assert "✓" not in parsed.text
-    assert "The closest pruned candidate keeps" in parsed.text
+    assert "The closest candidate keeps" in parsed.text
     assert "chosen:" not in parsed.text
+
+
+def test_a_rejected_page_shows_no_cut_where_the_closest_is_dense() -> None:
+    result = {**samples.rejected(), "kept": []}
+    assert f"Nothing was cut: {words.chosen(result)['name']} is the closest candidate." in page(result).text
 
 
 def test_page_advises_against_pruning() -> None:
     text = page(samples.unpruned()).text
     assert "! Do not prune" in text
     assert "Nothing was cut: dense int8 is recommended." in text
+    assert "physically gone" not in text
     assert "0.909×" in text  # a slower cell is shown as it is
 
 

@@ -122,7 +122,9 @@ def test_a_bound_just_over_the_budget_is_not_rounded_onto_it() -> None:
 
 
 def test_a_note_is_added_to_the_reason_or_replaces_it() -> None:
-    assert words.reason({}, {"kind": "pruned", "note": "slower than dense"}) == "not tried; slower than dense"
+    assert words.reason({}, {"kind": "pruned", "note": "for comparison"}) == "for comparison"
+    passed = {"kind": "pruned", "passed": True, "note": "for comparison"}
+    assert words.reason({}, passed) == "passed; for comparison"
     assert words.reason({}, {"kind": "pruned", "note": "not tried: no time left"}) == "not tried: no time left"
 
 
