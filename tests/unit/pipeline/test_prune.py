@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,15 +68,18 @@ def test_splits_are_disjoint_and_counted(loose: paredown.bundle.Bundle) -> None:
     assert 0.55 < data["guardrail"] / (data["guardrail"] + data["test"]) < 0.65
 
 
-def test_a_failed_gate_marks_nothing_accepted_and_names_the_closest(desk: Desk, tmp_path: Path) -> None:
-    with pytest.raises(paredown.GateFailed, match="closest is") as caught:
-        paredown.prune(
-            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", max_drop=0.0, minutes=0, threads=1
-        )
+def test_a_failed_gate_marks_nothing_accepted_and_spares_what_was(
+    loose: paredown.bundle.Bundle, desk: Desk, tmp_path: Path
+) -> None:
+    out = shutil.copytree(loose.folder, tmp_path / "slim")
+    with pytest.raises(paredown.GateFailed, match="closest is .*The gate cannot pass") as caught:
+        paredown.prune(desk.model, data=desk.train, eval=desk.test, out=out, max_drop=0.0, minutes=0, threads=1)
     facts = caught.value.result
-    assert isinstance(facts, dict) and facts["accepted"] is False
+    assert isinstance(facts, dict) and facts["accepted"] is False and facts["peak_memory_mib"] > 100
+    assert f"--out {out}" in facts["command"].split(" --threads")[1]
     assert caught.value.exit_code == 3
-    assert paredown.load(tmp_path / "slim").manifest["accepted"] is False
+    assert paredown.load(out).manifest == loose.manifest
+    assert paredown.load(tmp_path / "slim-rejected").manifest["accepted"] is False
 
 
 def test_what_is_truncated_and_a_gate_that_cannot_pass_are_said_before_the_work(desk: Desk, tmp_path: Path) -> None:
