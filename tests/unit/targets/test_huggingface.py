@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_stock_transformers_opens_it(family: str, tmp_path: Path, monkeypatch: p
     plan = uniform(anatomy)
     small = cut(fold(model, anatomy)[0], anatomy, plan)
     config = small.config.to_dict()
-    folder = export(small, tiny_tokenizer(family), tmp_path / "slim", anatomy=anatomy, plan=plan)
+    folder = export(small, tiny_tokenizer(family), tmp_path / "slim", anatomy=anatomy, plan=plan, max_length=11)
     assert folder == tmp_path / "slim" and [path.name for path in tmp_path.iterdir()] == ["slim"]
     assert small.config.to_dict() == config  # the caller's config is not touched
     saved = json.loads((folder / "config.json").read_text())
@@ -43,7 +44,7 @@ def test_stock_transformers_opens_it(family: str, tmp_path: Path, monkeypatch: p
     assert saved["hidden_dim" if family == "distilbert" else "intermediate_size"] == 4
     assert not list(folder.rglob("*.bin"))
     loaded = load_model(folder)
-    assert (loaded.task, loaded.normalize) == (task, task == "text-embedding")
+    assert (loaded.task, loaded.normalize, loaded.max_length) == (task, task == "text-embedding", 11)
     inputs = batch(model)
     encoder = Encoder(small, anatomy.layout)
     with torch.no_grad():
@@ -80,12 +81,21 @@ def test_export_refuses(tmp_path: Path) -> None:
     anatomy = describe(model)
     plan = uniform(anatomy, layer_0_heads=(0,))
     with pytest.raises(UnsupportedModel, match="layer.0.heads"):
-        export(cut(model, anatomy, plan), tiny_tokenizer("bert"), tmp_path / "a", anatomy=anatomy, plan=plan)
+        export(
+            cut(model, anatomy, plan), tiny_tokenizer("bert"), tmp_path / "a", anatomy=anatomy, plan=plan, max_length=11
+        )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     plan = uniform(anatomy)
     with pytest.raises(BadData, match="not an empty folder"):
-        export(cut(model, anatomy, plan), tiny_tokenizer("bert"), tmp_path / "full", anatomy=anatomy, plan=plan)
+        export(
+            cut(model, anatomy, plan),
+            tiny_tokenizer("bert"),
+            tmp_path / "full",
+            anatomy=anatomy,
+            plan=plan,
+            max_length=11,
+        )
 
 
 def test_a_checkpoint_that_computes_something_else_never_appears(
@@ -97,11 +107,10 @@ def test_a_checkpoint_that_computes_something_else_never_appears(
     small = cut(model, anatomy, plan)
     save = huggingface._save
 
-    def damage(model_: object, tokenizer: object, folder: Path, anatomy_: Anatomy) -> None:
-        other = cut(tiny("bert", seed=1), anatomy, plan)
-        save(other, tokenizer, folder, anatomy_)
+    def damage(model_: object, *others: Any) -> None:
+        save(cut(tiny("bert", seed=1), anatomy, plan), *others)
 
     monkeypatch.setattr(huggingface, "_save", damage)
     with pytest.raises(ParityFailure, match="outputs differ by"):
-        export(small, tiny_tokenizer("bert"), tmp_path / "slim", anatomy=anatomy, plan=plan)
+        export(small, tiny_tokenizer("bert"), tmp_path / "slim", anatomy=anatomy, plan=plan, max_length=11)
     assert list(tmp_path.iterdir()) == []
