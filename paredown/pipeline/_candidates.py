@@ -14,6 +14,7 @@ from paredown import registry
 from paredown.cores import cores
 from paredown.encoder import Encoder
 from paredown.pipeline import _loaders
+from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, describe_loaded, outputs_of
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
@@ -61,6 +62,7 @@ class Candidate:
             return run_batches(lambda arrays: runner.run(arrays)[name], tokens)
         finally:
             runner.close()
+            give_back_what_is_freed()
 
 
 def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progress: Progress) -> list[Candidate]:

@@ -17,7 +17,7 @@ from paredown.encoder import Encoder
 from paredown.pipeline._candidates import BASELINE, Candidate, has_openvino, plain_file
 from paredown.pipeline._gate import Judged, as_row
 from paredown.pipeline._latency import widths_of
-from paredown.pipeline._memory import peak_mib
+from paredown.pipeline._memory import give_back_what_is_freed, peak_mib
 from paredown.pipeline._prepare import Prepared, outputs_of, too_few
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
@@ -149,6 +149,7 @@ def parity_of(file: Path, encoder: Encoder, *, longest: int, target: str = "onnx
     finally:
         runner.close()
         plain.close()
+        give_back_what_is_freed()
 
 
 def write_bundle(

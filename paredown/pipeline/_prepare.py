@@ -17,6 +17,7 @@ from paredown.calibration import tensors
 from paredown.encoder import Encoder
 from paredown.errors import BadData, UnsupportedModel
 from paredown.models import LoadedModel, load_model
+from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._settings import Settings
 from paredown.surgery import fold
 from paredown.tasks import Splits, Task, TextData, Tokens, length_sorted_batches, run_batches, split, tokenize
@@ -200,4 +201,6 @@ def calibration_batches(tokens: Tokens, *, most_tokens: int, most_texts: int = 4
 def outputs_of(encoder: Encoder, tokens: Tokens) -> Array:
     """What the encoder gives for every text [N, ...], in order, in full precision."""
     with torch.inference_mode():
-        return run_batches(lambda arrays: encoder(**tensors(arrays, encoder)).numpy(), tokens)
+        outputs = run_batches(lambda arrays: encoder(**tensors(arrays, encoder)).numpy(), tokens)
+    give_back_what_is_freed()
+    return outputs
