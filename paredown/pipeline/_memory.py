@@ -11,6 +11,9 @@ import resource
 # hundreds of MiB. It reads this when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
+_M_MMAP_THRESHOLD = -3  # of mallopt, in glibc's malloc.h
+_MAPPED_FROM = 4 * 2**20  # bytes
+
 
 def give_back_what_is_freed() -> None:
     """Hands what is freed but still held back to the system, where the C library is glibc.
@@ -19,6 +22,16 @@ def give_back_what_is_freed() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, which has its own ways
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def map_large_blocks() -> None:
+    """Gives blocks of 4 MiB and more a mapping of their own, which goes back when they are freed.
+
+    Left alone, glibc raises that size to 32 MiB as blocks are freed, and texts of all lengths leave its heap full of
+    holes: distilling on long texts peaked 200 MiB higher, and was no faster, measured.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 def peak_mib() -> float:

@@ -19,7 +19,7 @@ from paredown.pipeline._candidates import BASELINE, Candidate, control, dense_ca
 from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
 from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
-from paredown.pipeline._memory import give_back_what_is_freed
+from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Workshop
@@ -34,6 +34,7 @@ def run(settings: Settings, progress: Progress) -> Bundle:
     bundles.check_free(out)
     if _holds_accepted(settings.out):
         bundles.check_free(_rejected(settings.out))
+    map_large_blocks()
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or cores())
     try:

@@ -29,7 +29,7 @@ from paredown.types import Array, Layout
 __all__ = ["Progress", "learning_rate", "recover", "teach"]
 
 BATCH = 64
-BATCH_TOKENS = 2048  # of a batch, padding included: autograd keeps every layer's activations
+BATCH_TOKENS = 1536  # of a batch, padding included: autograd keeps every layer's activations
 TAUGHT_TOKENS = 16_000  # that the teacher answers between two looks at the clock
 WARM_UP = 0.05  # share of the time
 LOGIT_WEIGHT = 0.05  # of the squared error of the logits: it still teaches where softmax is saturated
