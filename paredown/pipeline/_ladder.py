@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from paredown.errors import InfeasibleBudget
 from paredown.pipeline._candidates import student_candidates
 from paredown.pipeline._settings import Settings
 from paredown.pipeline._students import Student, Workshop, drop_layers, spread
+from paredown.types import Plan
 
 LAYER_DROP_SHARE = 0.15  # of the minutes, for what anybody can script; the students share the rest
 MARGIN = 1.05  # a speed that is promised is planned for with this much to spare: what machines drift from run to run
@@ -55,12 +57,18 @@ def make(shop: Workshop, dense_seconds: float) -> list[Student]:
     students: list[Student] = []
     for rung in _rungs(shop, dense_seconds):
         try:
-            students.append(_student(shop, rung))
+            plan, predictions = _planned(shop, rung)
+            missed = min(one["measured_ms"] for one in predictions) > shop.milliseconds * rung.seconds / HOPELESS
         except InfeasibleBudget as error:
-            if settings.dial != "max_drop":  # in int8 it may still reach the target
-                fastest = Rung("as fast as pruning goes", error.closest * 1.01, rung.minutes, rung.every_layer)
-                _check_reach(shop, fastest, dense_seconds)
-                students.append(_student(shop, fastest))
+            if settings.dial == "max_drop":
+                continue
+            missed = True  # in int8 it may still reach the target
+            rung = Rung("as fast as pruning goes", error.closest * 1.01, rung.minutes, rung.every_layer)
+            plan, predictions = _planned(shop, rung)
+        if missed and rung.minutes and settings.dial != "max_drop":
+            _check_reach(shop, rung.name, plan, dense_seconds)
+        student = shop.refit(rung.name, plan, predictions=predictions)
+        students.append(shop.distilled(student, rung.minutes) if rung.minutes else student)
     if settings.minutes:
         students += _layer_drop(shop, students)
     return students
@@ -130,22 +138,19 @@ def embedder_errors(minutes: float) -> tuple[tuple[float, ...], tuple[float, ...
     return (REFITTED_ERRORS[:1], DISTILLED_ERRORS) if minutes else (REFITTED_ERRORS, ())
 
 
-def _student(shop: Workshop, rung: Rung) -> Student:
-    """Planned, cut, re-fitted, distilled. Re-fitting bridges narrower layers better than missing ones."""
-    planned = None
+def _planned(shop: Workshop, rung: Rung) -> tuple[Plan, tuple[dict[str, Any], ...]]:
+    """The plan of a rung, and how its time was predicted. Re-fitting bridges narrower layers better than lost ones."""
     if rung.every_layer:
         with contextlib.suppress(InfeasibleBudget):
             every = shop.prepared.anatomy.group("layers").units
-            planned = shop.plan(rung.name, rung.seconds, depth=every, as_measured=rung.as_measured)
-    plan, predictions = planned or shop.plan(rung.name, rung.seconds)
-    student = shop.refit(rung.name, plan, predictions=predictions)
-    return shop.distilled(student, rung.minutes) if rung.minutes else student
+            return shop.plan(rung.name, rung.seconds, depth=every, as_measured=rung.as_measured)
+    return shop.plan(rung.name, rung.seconds)
 
 
-def _check_reach(shop: Workshop, fastest: Rung, dense_seconds: float) -> None:
+def _check_reach(shop: Workshop, name: str, plan: Plan, dense_seconds: float) -> None:
     """Raises InfeasibleBudget where even the smallest student misses the speed by far: before it learns, not after."""
     settings, work = shop.settings, shop.work
-    student = _student(shop, replace(fastest, name=f"{fastest.name}, untrained", minutes=0.0))
+    student = shop.refit(f"{name}, untrained", plan)
     tried = student_candidates(student, shop.prepared, settings, work, shop.progress)
     ways = [one.alternative for one in tried if one.eligible and one.alternative is not None]
     seconds = min(work.json("fastest-seconds", lambda: shop.watch.against(ways)).values())

@@ -120,8 +120,8 @@ class Workshop:
                 {
                     "round": turn,
                     "what": name,
-                    "predicted_ms": predicted * self._milliseconds,
-                    "measured_ms": measured * self._milliseconds,
+                    "predicted_ms": predicted * self.milliseconds,
+                    "measured_ms": measured * self.milliseconds,
                 }
             )
             self.progress.advance()
@@ -135,7 +135,8 @@ class Workshop:
         return {"plan": best[1].to_json(), "predictions": predictions}
 
     @property
-    def _milliseconds(self) -> float:
+    def milliseconds(self) -> float:
+        """What the stopwatch's unit of time is in milliseconds."""
         return 1000.0 if self.watch.metric == "offline" else 1.0
 
     def _best_depth(self, table: LatencyTable, seconds: float) -> Plan:

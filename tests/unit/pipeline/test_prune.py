@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import paredown
-from paredown.pipeline import Settings, _prepare
+from paredown.pipeline import Progress, Settings, _prepare
+from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._prepare import prepare
 from paredown.pipeline._students import Workshop
+from paredown.planning import LatencyTable
 from paredown.validation.quality import least_bound
 from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
@@ -114,6 +116,24 @@ def test_an_impossible_speed_names_the_closest_before_any_training(
         )
     assert min(1, value) < caught.value.closest < max(value, 1e3)
     assert not (tmp_path / "slim").exists()
+
+
+def test_an_impossible_speed_that_the_table_promises_is_told_before_any_training(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Stopwatch.table
+
+    def promising(watch: Stopwatch, progress: Progress) -> LatencyTable:
+        table = measured(watch, progress)
+        nothing = {kind: {**curve, 0: 0.0} for kind, curve in table.inner.items()}
+        return LatencyTable(0.0, nothing, nothing)
+
+    monkeypatch.setattr(Stopwatch, "table", promising)
+    monkeypatch.setattr(Workshop, "distilled", lambda *_: pytest.fail("it was trained in vain"))
+    with pytest.raises(paredown.InfeasibleBudget, match="closest that can be reached is"):
+        paredown.prune(
+            desk.model, data=desk.train, eval=desk.test, out=tmp_path / "slim", minutes=1, threads=1, speedup=1e6
+        )
 
 
 def test_a_latency_that_is_asked_for_is_met(desk: Desk, tmp_path: Path) -> None:
