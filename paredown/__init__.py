@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from paredown.importance import score
-    from paredown.pipeline import bench, prune, validate
-    from paredown.planning import plan
+    from paredown.pipeline import StudySettings, bench, compare, prune, sensitivity, validate
+    from paredown.planning import Shares, by_shares, plan
     from paredown.recovery import recover
     from paredown.surgery import cut, mask
     from paredown.targets import export
@@ -63,8 +63,8 @@ _CONTENTS = {
         "UnsupportedModel",
     ),
     "importance": ("score",),
-    "pipeline": ("bench", "prune", "validate"),
-    "planning": ("plan",),
+    "pipeline": ("StudySettings", "bench", "compare", "prune", "sensitivity", "validate"),
+    "planning": ("Shares", "by_shares", "plan"),
     "recovery": ("recover",),
     "surgery": ("cut", "mask"),
     "targets": ("export",),
@@ -107,9 +107,13 @@ __all__ = [
     "Report",
     "Runner",
     "Scores",
+    "Shares",
     "Slice",
+    "StudySettings",
     "UnsupportedModel",
     "bench",
+    "by_shares",
+    "compare",
     "cut",
     "describe",
     "export",
@@ -119,6 +123,7 @@ __all__ = [
     "prune",
     "recover",
     "score",
+    "sensitivity",
     "validate",
 ]
 

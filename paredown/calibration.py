@@ -6,53 +6,66 @@ U units, N rows (real tokens; texts alone where only the first row is read).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.encoder import Encoder
 from paredown.errors import UnsupportedModel
-from paredown.types import Array
+from paredown.network import Network
+from paredown.types import Anatomy, Array, Group
 
 Batch = Mapping[str, Array]
 
 PROJECTIONS = {"heads": "output", "neurons": "down"}  # of a layer: its attention's, its FFN's
 
+ACTIVE = 1e-4  # an activation above this counts: saturated ones are rounding about zero, of either sign
 SOFTENING = 2.0  # temperature of the sampled answers: a model sure of its own training texts would give no gradient
+
+
+NEEDS = ("gram", "curvature", "moments", "gates", "weight_gradients")  # what `collect` can be asked for
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one sub-layer sees.
+    """What one sub-layer sees; None where it was not asked for.
 
-    `gram` [X+1, X+1] float64: sum of x x' over rows, the last entry of x being 1 (for the bias); None if not asked for.
-    `curvature` [D, D] float64: mean of g g' over rows, g the gradient of a text's divergence at the sub-layer's output
-    (None if not asked for). `gradients` [texts, X]: each text's derivative by a gate on each input (the same). `rows`
-    is N.
+    `gram` [X+1, X+1] float64: sum of x x' over rows, the last entry of x being 1 (for the bias). `curvature` [D, D]
+    float64: mean of g g' over rows, g the gradient of a text's loss at the sub-layer's output. `rows` is N.
+    `moments` [3, X] float64: over rows, the mean of x, the mean of x^2, and the share above ACTIVE.
+    `gates` [2, U] float64: over texts, the mean of |g| and of g^2, g a text's derivative by a gate on a unit.
+    `weight_gradients`: by the name of the tensor, the mean over texts of the loss's gradient.
     """
 
-    gram: Array | None
     rows: int
     texts: int
+    gram: Array | None = None
     curvature: Array | None = None
-    gradients: Array | None = None
+    moments: Array | None = None
+    gates: Array | None = None
+    weight_gradients: Mapping[str, Array] | None = None
 
 
-def sub_layers(encoder: Encoder, layers: Sequence[int]) -> dict[str, nn.Module]:
-    """Output projections by group name, bottom-up; `layers` are the dense indices of the layers still there."""
+def sub_layers(encoder: Network) -> dict[str, nn.Module]:
+    """Output projections by group name, bottom-up, of the sub-layers that have any units."""
     table: dict[str, nn.Module] = {}
-    for index, layer in zip(layers, encoder.layers, strict=True):
+    for index, layer in enumerate(encoder.layers):
         for kind, role in PROJECTIONS.items():
             if getattr(layer, f"num_{kind}"):
                 table[f"layer.{index}.{kind}"] = getattr(layer, role)
     return table
 
 
-def tensors(batch: Batch, encoder: Encoder) -> dict[str, Tensor]:
+def sub_layer_of(group: Group) -> str:
+    """The name under which `sub_layers` has the projection that a group's units feed; query heads feed attention's."""
+    return f"layer.{group.layer}.{'neurons' if group.kind == 'neuron' else 'heads'}"
+
+
+def tensors(batch: Batch, encoder: Network) -> dict[str, Tensor]:
     """The encoder's inputs out of one padded batch of arrays."""
     return {name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in encoder.input_names}
 
@@ -97,8 +110,12 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def tapped(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Calls `see(name, input, output)` whenever one of the modules runs inside the block.
+def tapped(
+    modules: Mapping[str, nn.Module],
+    see: Callable[[str, Tensor, Tensor], None],
+    before: Callable[[Tensor], None] | None = None,
+) -> Iterator[None]:
+    """Calls `before(input)` and `see(name, input, output)` whenever one of the modules runs inside the block.
 
     With gradients on, the inputs seen require them, also in a model all of whose parameters are frozen.
     """
@@ -106,6 +123,8 @@ def tapped(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor]
     def prepare(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if torch.is_grad_enabled() and not args[0].requires_grad:
             args[0].requires_grad_(True)
+        if before:
+            before(args[0])
 
     handles = [module.register_forward_pre_hook(prepare) for module in modules.values()]
     handles += [
@@ -119,7 +138,7 @@ def tapped(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor]
             handle.remove()
 
 
-def probe_loss(encoder: Encoder, output: Tensor, random: np.random.Generator) -> Tensor:
+def probe_loss(encoder: Network, output: Tensor, random: np.random.Generator) -> Tensor:
     """A scalar whose gradients g give the Gauss-Newton matrix E[g g'] of the divergence from the model itself.
 
     The divergence has no gradient at the model itself, so answers are drawn instead: for logits, y ~ softmax and
@@ -139,91 +158,146 @@ def probe_loss(encoder: Encoder, output: Tensor, random: np.random.Generator) ->
     return (tangent * output).sum()
 
 
+def task_loss(encoder: Network, output: Tensor, labels: Tensor) -> Tensor:
+    """The summed cross-entropy of a batch's own labels [B], where they are to count instead of the model's answers."""
+    return F.cross_entropy(output, labels, reduction="sum")
+
+
 def collect(
-    encoder: Encoder,
+    encoder: Network,
+    anatomy: Anatomy,
     batches: Iterable[Batch],
+    needs: Collection[str],
     *,
-    layers: Sequence[int],
-    gram: bool = True,
-    curvature: bool = False,
-    gradients: bool = False,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Statistics]:
-    """The statistics asked for of every sub-layer, by group name. Cost: one forward pass over the batches, and a
-    backward pass for curvature or gradients.
+    """The statistics asked for (see NEEDS) of every sub-layer, by group name.
 
-    Memory: what autograd keeps of one batch, and the sums. Raises UnsupportedModel when activations are not finite.
+    Cost: one forward pass over the batches, and a backward pass for all but gram and moments. Memory: what autograd
+    keeps of one batch, and the sums: it does not grow with the number of texts. Gradients are those of `probe_loss`,
+    or of `task_loss` for batches that hold `labels`. Raises UnsupportedModel when activations are not finite.
     """
-    modules = sub_layers(encoder, layers)
-    grams: dict[str, Tensor] = {}
-    curvatures: dict[str, Tensor] = {}
-    gates: dict[str, list[Tensor]] = {name: [] for name in modules}
+    if set(needs) - set(NEEDS):
+        raise ValueError(f"statistics are {', '.join(NEEDS)}; not {', '.join(sorted(set(needs) - set(NEEDS)))}")
+    modules = sub_layers(encoder)
+    groups = {group.name: group for group in anatomy.groups if sub_layer_of(group) in modules}
+    owners: dict[str, list[str]] = {}  # of each sub-layer, the groups that own its inputs, each in its own way
+    for name, group in groups.items():
+        owners.setdefault(sub_layer_of(group), []).append(name)
+    units = {name: torch.from_numpy(group.consumer.positions) for name, group in groups.items()}
+    sums: dict[tuple[str, str], Tensor] = {}
     rows = dict.fromkeys(modules, 0)
     texts = 0
     random = np.random.default_rng(seed)
     mask = torch.empty(0)
-    backward = curvature or gradients
-    lowest: list[Tensor] = []  # the input of the first sub-layer of a pass: every other one depends on it
+    backward = not set(needs) <= {"gram", "moments"}
+    lowest: list[Tensor] = []  # the input of the first module of a pass: every other one depends on it
+
+    def add(what: str, name: str, value: Tensor) -> None:
+        key = what, name
+        sums[key] = sums[key].add_(value) if key in sums else value.double()
 
     def see(name: str, x: Tensor, out: Tensor) -> None:
         values = x.detach()
         real = real_rows(values, mask)
         rows[name] += len(real)
-        if gram:
+        if "gram" in needs:
             z = with_ones(real)  # one batch's products in the model's precision, twice as fast; their sum in float64
-            grams[name] = grams[name].add_(z.T @ z) if name in grams else (z.T @ z).double()
-        if backward:
-            lowest.append(x)
-            del lowest[1:]
-        if gradients:
-            x.register_hook(lambda g: gates[name].append((values * g).sum(1)))
-        if curvature:
+            add("gram", name, z.T @ z)
+        if "moments" in needs:
+            add("moments", name, torch.stack([real.sum(0), real.square().sum(0), (real > ACTIVE).sum(0)]))
+        if "gates" in needs:
+            x.register_hook(lambda g: gate(owners[name], (values * g).sum(1)))
+        if "curvature" in needs:
             out.register_hook(lambda g: bend(name, real_rows(g, mask)))
 
-    def bend(name: str, g: Tensor) -> None:
-        curvatures[name] = curvatures[name].add_(g.T @ g) if name in curvatures else (g.T @ g).double()
+    def gate(names: Sequence[str], by_input: Tensor) -> None:
+        for name in names:
+            by_unit = by_input.double()[:, units[name]].sum(2)
+            add("gates", name, torch.stack([by_unit.abs().sum(0), by_unit.square().sum(0)]))
 
-    with tapped(modules, see), evaluating(encoder), torch.set_grad_enabled(backward):
+    def bend(name: str, g: Tensor) -> None:
+        add("curvature", name, g.T @ g)
+
+    def see_weights(name: str, x: Tensor, out: Tensor) -> None:
+        values = x.detach().flatten(0, -2)
+        out.register_hook(lambda g: learn(name, values, g.flatten(0, -2)))
+
+    def learn(name: str, x: Tensor, g: Tensor) -> None:
+        owner = encoder.model.get_submodule(name)
+        add("weight", f"{name}.weight", g.T @ x if isinstance(owner, nn.Linear) else x.T @ g)
+        add("weight", f"{name}.bias", g.sum(0))
+
+    def first(x: Tensor) -> None:
+        if backward and not lowest:
+            lowest.append(x)
+
+    linears = {}
+    if "weight_gradients" in needs:
+        names = dict.fromkeys(part.tensor.rpartition(".")[0] for group in groups.values() for part in group.slices)
+        linears = {name: encoder.model.get_submodule(name) for name in names}
+    with (
+        tapped(linears, see_weights, first),
+        tapped(modules, see, first),
+        evaluating(encoder.model),
+        torch.set_grad_enabled(backward),
+    ):
         for batch in batches:
             inputs = tensors(batch, encoder)
             mask = inputs["attention_mask"]
             output = encoder(**inputs)
             if not torch.isfinite(output).all():
                 raise UnsupportedModel("The model's outputs on the calibration texts are not finite numbers.")
-            if backward and modules:
+            if backward and lowest:
+                labels = torch.from_numpy(batch["labels"]) if "labels" in batch else None
+                loss = probe_loss(encoder, output, random) if labels is None else task_loss(encoder, output, labels)
                 # asked for the lowest input alone, autograd passes the hooks of all and keeps none of their gradients
-                torch.autograd.grad(probe_loss(encoder, output, random), lowest)
+                torch.autograd.grad(loss, lowest)
                 lowest.clear()
             texts += len(mask)
             if progress:
                 progress(len(mask))
+
+    def mean(what: str, name: str, count: int) -> Array | None:
+        return (sums[what, name] / count).numpy() if (what, name) in sums else None
+
+    def weight_gradients(group: Group) -> dict[str, Array]:
+        found = {part.tensor: mean("weight", part.tensor, texts) for part in group.slices}
+        return {name: value for name, value in found.items() if value is not None}
+
     return {
         name: Statistics(
-            gram=grams[name].numpy() if gram else None,
-            rows=rows[name],
+            rows=rows[sub_layer_of(group)],
             texts=texts,
-            curvature=(curvatures[name] / rows[name]).numpy() if curvature else None,
-            gradients=torch.cat(gates[name]).numpy() if gradients else None,
+            gram=mean("gram", sub_layer_of(group), 1),
+            curvature=mean("curvature", sub_layer_of(group), rows[sub_layer_of(group)]),
+            moments=mean("moments", sub_layer_of(group), rows[sub_layer_of(group)]),
+            gates=mean("gates", name, texts),
+            weight_gradients=weight_gradients(group) if linears else None,
         )
-        for name in modules
+        for name, group in groups.items()
         if texts
     }
 
 
-def divergence(encoder: Encoder, reference: Encoder, batches: Iterable[Batch]) -> float:
-    """Mean over texts of what separates the outputs: KL(reference || encoder) of logits, 1 - cosine of embeddings."""
-    total, texts = 0.0, 0
-    with torch.inference_mode(), evaluating(encoder, reference):
+def divergence(encoder: Network, reference: Network, batches: Iterable[Batch]) -> float:
+    """What separates the outputs, KL(reference || encoder) of logits or 1 - cosine of embeddings: mean over texts, or
+    over the tokens of a language model.
+    """
+    total, rows = 0.0, 0
+    with torch.inference_mode(), evaluating(encoder.model, reference.model):
         for batch in batches:
             inputs = tensors(batch, encoder)
-            total += float(distance(encoder(**inputs), reference(**inputs), encoder.output_name).sum())
-            texts += len(inputs["attention_mask"])
-    return total / max(texts, 1)
+            found = distance(encoder(**inputs), reference(**inputs), encoder.output_name)
+            total, rows = total + float(found.sum()), rows + len(found)
+    return total / max(rows, 1)
 
 
 def distance(output: Tensor, wanted: Tensor, output_name: str) -> Tensor:
-    """[B]: KL(wanted || output) for logits, 1 - cosine for embeddings; differentiable in `output`."""
+    """[B]: KL(wanted || output) for logits, 1 - cosine for embeddings; differentiable in `output`. B counts tokens in
+    a language model.
+    """
     if output_name == "logits":
         log_p, log_q = output.log_softmax(-1), wanted.log_softmax(-1)
         return (log_q.exp() * (log_q - log_p)).sum(-1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar, cast
 
 import torch
@@ -45,6 +45,12 @@ def linear_of(block: nn.Module, layout: Layout, role: str) -> nn.Linear:
     return cast(nn.Linear, block.get_submodule(layout.layer_names[role]))
 
 
+def inputs_of(projection: nn.Module) -> int:
+    """How many inputs a projection has: a Linear's weight is [out, in], that of GPT-2's Conv1D [in, out]."""
+    weight = cast(Tensor, projection.weight)
+    return weight.shape[1 if isinstance(projection, nn.Linear) else 0]
+
+
 def copied(model: Model, layout: Layout) -> Model:
     """A copy whose embeddings lie in the same memory: no stage changes them, and they are most of a small model.
 
@@ -71,19 +77,27 @@ class Layer:
         self.num_heads = self.query.weight.shape[0] // layout.head_dim
         self.num_neurons = self.up.weight.shape[0]
         self.activation = ACTIVATIONS[layout.activation]
+        self.after_attention = self.after_ffn = None  # norms between a projection and the stream: decoders have them
         self.position_bias = bool(layout.position_bias)
         self.bias_heads = getattr(attention, "bias_heads", None)  # heads of the shared position bias still here
 
     def context(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """The heads' outputs side by side [B, T, H*K]: the input of the output projection."""
+        q, k, mask = self._asked(x, mask, first_only)
+        return _attention(q, k, self._split(self.value(x)), mask).transpose(1, 2).flatten(2)
+
+    def _asked(self, x: Tensor, mask: Tensor, first_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, H, T, K], and the mask that belongs to them."""
         rows = x[:, :1] if first_only else x
         if self.position_bias:  # the mask is [B, H, T, T]
             mask = mask if self.bias_heads is None else mask[:, self.bias_heads]
             mask = mask[:, :, : rows.shape[1]] if first_only else mask
-        q, k, v = (
-            self._split(linear(source)) for linear, source in ((self.query, rows), (self.key, x), (self.value, x))
-        )
-        return _attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        return self._split(self.query(rows)), self._split(self.key(x)), mask
+
+    def probabilities(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """Where each head looks [B, H, T, T], or [B, H, 1, T] where only the first row is read."""
+        q, k, mask = self._asked(x, mask, first_only)
+        return (q @ k.transpose(2, 3) / math.sqrt(self.head_dim) + mask).softmax(-1)
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.num_heads, self.head_dim))
@@ -101,14 +115,21 @@ class Layer:
         """What the FFN adds to the stream; without neurons only the output bias is left."""
         return cast(Tensor, self.down(self.hidden(x))) if self.num_neurons else _bias(self.down, x)
 
+    def join_attention(self, x: Tensor, added: Tensor) -> Tensor:
+        """The stream after attention, from the one before and what its projection gave."""
+        return cast(Tensor, self.attention_norm(x + added))
+
+    def join_ffn(self, x: Tensor, added: Tensor) -> Tensor:
+        """The stream after the FFN, from the one before and what its projection gave."""
+        return cast(Tensor, self.ffn_norm(x + added))
+
     def attend(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """Attention sub-layer with residual and norm; of its first row alone if that is all that is read."""
-        rows = x[:, :1] if first_only else x
-        return cast(Tensor, self.attention_norm(rows + self.attention_output(x, mask, first_only)))
+        return self.join_attention(x[:, :1] if first_only else x, self.attention_output(x, mask, first_only))
 
     def feed(self, x: Tensor) -> Tensor:
         """FFN sub-layer with residual and norm."""
-        return cast(Tensor, self.ffn_norm(x + self.ffn_output(x)))
+        return self.join_ffn(x, self.ffn_output(x))
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -176,6 +197,20 @@ class Encoder(nn.Module):
             pooled = F.relu(pooled) if name == "relu" else self.model.get_submodule(name)(pooled)
         out = pooled[:, 0] if pooled.dim() == 3 else pooled
         return F.normalize(out, dim=-1) if self.layout.normalize else out
+
+    def without(
+        self, *, layers: Collection[int] = (), heads: Collection[int] = (), neurons: Collection[int] = ()
+    ) -> Encoder:
+        """A view of the same modules that leaves out whole layers, and the heads or the neurons of others.
+
+        What is left out of a layer leaves its bias and its norm, as a cut does.
+        """
+        view = Encoder(self.model, self.layout)
+        for i, layer in enumerate(view.layers):
+            layer.num_heads = 0 if i in heads else layer.num_heads
+            layer.num_neurons = 0 if i in neurons else layer.num_neurons
+        view.layers = [layer for i, layer in enumerate(view.layers) if i not in layers]
+        return view
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         return self.forward_from(0, self.embed(input_ids, token_type_ids), attention_mask)

@@ -19,7 +19,14 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as hf_logging
 
 from paredown.errors import UnsupportedModel
@@ -27,10 +34,14 @@ from paredown.types import canonical_json
 
 CLASSIFICATION = "text-classification"
 EMBEDDING = "text-embedding"
+CAUSAL_LM = "causal-lm"
+TASKS = (CLASSIFICATION, EMBEDDING, CAUSAL_LM)
 
 # Every `model_type` that a file of anatomy/ describes, kept equal to those files by a test: this level may not import
 # them, and must refuse other families before it loads their weights.
-FAMILIES = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+ENCODERS = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+DECODERS = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ENCODERS + DECODERS
 
 # Without one of these AutoTokenizer may build a tokenizer with an empty vocabulary and say nothing.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
@@ -54,21 +65,30 @@ class LoadedModel:
     max_length: int
 
 
-def load_model(source: str | Path, *, task: str | None = None) -> LoadedModel:
+def load_model(source: str | Path, *, task: str | None = None, families: tuple[str, ...] = FAMILIES) -> LoadedModel:
     """The model, tokenizer and task found in a local folder or under a hub name.
 
-    Checkpoints whose architecture ends in ForSequenceClassification are classifiers, all others sentence encoders,
-    unless `task` says otherwise. A sentence-transformers folder brings its pooling and normalization along; an encoder
-    without them is pooled by the mean. Raises `UnsupportedModel` with one sentence on what is missing or wrong.
+    Decoders are causal language models. Of the encoders, checkpoints whose architecture ends in
+    ForSequenceClassification are classifiers, all others sentence encoders, unless `task` says otherwise. A
+    sentence-transformers folder brings its pooling and normalization along; an encoder without them is pooled by the
+    mean. Raises `UnsupportedModel` with one sentence on what is missing or wrong, before any weights are read where the
+    family is none of `families`.
     """
-    if task not in (None, CLASSIFICATION, EMBEDDING):
-        raise UnsupportedModel(f"there is no task {task!r}; choose {CLASSIFICATION} or {EMBEDDING}")
+    if task not in (None, *TASKS):
+        raise UnsupportedModel(f"there is no task {task!r}; choose {', '.join(TASKS)}")
     root = _folder(source)
     folder, pooling, normalize, max_length = _sentence_transformer(root)
-    config = _read_config(folder)
+    config = _read_config(folder, families)
     architecture = (config.get("architectures") or [""])[0]
     classify = architecture.endswith("ForSequenceClassification") and not pooling
-    task = task or (CLASSIFICATION if classify else EMBEDDING)
+    decodes = config["model_type"] in DECODERS
+    if task is not None and decodes != (task == CAUSAL_LM):
+        raise UnsupportedModel(f"{folder} is a {config['model_type']} model, which does not do {task}")
+    if decodes and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise UnsupportedModel(
+            f"{folder} holds a {architecture or 'nameless'} model; decoders need a language model head"
+        )
+    task = task or (CAUSAL_LM if decodes else CLASSIFICATION if classify else EMBEDDING)
     _check_weights(folder, config, task)
     with silenced():
         labels = _labels(folder) if task == CLASSIFICATION else None
@@ -96,7 +116,7 @@ def build_empty(config: Mapping[str, Any], task: str) -> PreTrainedModel:
     weights would be allocated and initialized for nothing).
     """
     fields = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version", "dtype")}
-    auto = AutoModelForSequenceClassification if task == CLASSIFICATION else AutoModel
+    auto = auto_class(task)
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
@@ -105,9 +125,7 @@ def build_empty(config: Mapping[str, Any], task: str) -> PreTrainedModel:
     try:
         with silenced():
             plain = AutoConfig.for_model(config["model_type"], **fields)
-            model: PreTrainedModel = auto.from_config(  # type: ignore[no-untyped-call]
-                plain, dtype=torch.float32, attn_implementation="eager"
-            )
+            model: PreTrainedModel = auto.from_config(plain, dtype=torch.float32, attn_implementation="eager")
     finally:
         hook.remove()
     model.eval()
@@ -123,14 +141,27 @@ def fingerprint(model: PreTrainedModel, *, ignore: tuple[str, ...] = ()) -> str:
     return hashlib.sha256(canonical_json([model.config.model_type, tensors]).encode()).hexdigest()
 
 
+def auto_class(task: str) -> Any:
+    """The class of transformers that opens a checkpoint for a task."""
+    return {CLASSIFICATION: AutoModelForSequenceClassification, CAUSAL_LM: AutoModelForCausalLM}.get(task, AutoModel)
+
+
+def task_of_class(model: nn.Module) -> str:
+    """What a model's class is for."""
+    name = type(model).__name__
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return CAUSAL_LM
+    return CLASSIFICATION if has_classifier(model) else EMBEDDING
+
+
 def has_classifier(model: nn.Module) -> bool:
     """Whether the model is a sequence classifier rather than a plain encoder."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
-def unsupported_family(family: str) -> UnsupportedModel:
-    """The error for a family that no anatomy file describes."""
-    return UnsupportedModel(f"models of the family {family!r} are not supported; supported are {', '.join(FAMILIES)}")
+def unsupported_family(family: str, families: tuple[str, ...] = FAMILIES) -> UnsupportedModel:
+    """The error for a family that no anatomy file describes, or that a verb does not take."""
+    return UnsupportedModel(f"models of the family {family!r} are not supported; supported are {', '.join(families)}")
 
 
 # ----------------------------------------------------------------------------------------------------- where it lies
@@ -166,15 +197,15 @@ def _read_json(path: Path) -> Any:
         raise UnsupportedModel(f"{path} cannot be read as JSON: {error}") from None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, families: tuple[str, ...]) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UnsupportedModel(f"{folder} holds no config.json, so it is not a transformers model folder")
     config = _read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UnsupportedModel(f"{path} names no model_type")
-    if config["model_type"] not in FAMILIES:
-        raise unsupported_family(config["model_type"])
+    if config["model_type"] not in families:
+        raise unsupported_family(config["model_type"], families)
     if config.get("auto_map"):
         raise UnsupportedModel(f"{path} asks for code that comes with the model (auto_map), which Paredown never runs")
     return config
@@ -230,7 +261,7 @@ def _check_weights(folder: Path, config: Mapping[str, Any], task: str) -> None:
         files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
     elif not files[0].is_file():
         if (folder / "pytorch_model.bin").is_file():
-            auto = "AutoModelForSequenceClassification" if task == CLASSIFICATION else "AutoModel"
+            auto = auto_class(task).__name__
             convert = f"from transformers import {auto} as A; A.from_pretrained('{folder}').save_pretrained('{folder}')"
             raise UnsupportedModel(
                 f"{folder} holds its weights as pytorch_model.bin only, a pickle, which Paredown never opens; "
@@ -265,9 +296,8 @@ def _labels(folder: Path) -> dict[str, int]:
 
 
 def _load_weights(folder: Path, task: str) -> PreTrainedModel:
-    auto = AutoModelForSequenceClassification if task == CLASSIFICATION else AutoModel
     try:
-        model, info = auto.from_pretrained(
+        model, info = auto_class(task).from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -308,7 +338,7 @@ def _load_tokenizer(folder: Path, model: PreTrainedModel) -> Any:
 
 def _positions(model: PreTrainedModel) -> int:
     """How many tokens the position table has room for: RoBERTa and MPNet count from behind the padding index."""
-    padding = getattr(model.base_model.embeddings, "padding_idx", None)
+    padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     return int(model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)
 
 

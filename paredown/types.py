@@ -92,13 +92,19 @@ class Group:
     minimum: int = 0
     layer: int = -1
 
+    @property
+    def consumer(self) -> Slice:
+        """The slice of what reads the units' outputs; it must have one."""
+        return next(part for part in self.slices if part.role == "consumer")
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a post-LayerNorm text encoder are found: module names in the transformers model.
+    """Where the parts of a transformer are found: module names in the transformers model.
 
     The names in `layer_names` are relative to one entry of the module list `layers`. `head` is applied in turn to
-    the pooled vector [B, 1, D] (it is empty for sentence encoders); "relu" stands for the function.
+    the pooled vector [B, 1, D] (it is empty for sentence encoders); "relu" stands for the function. A decoder, whose
+    `pooling` is "tokens", has its final norm and its output embedding there, and further fields of its own.
     """
 
     layers: str
@@ -109,10 +115,12 @@ class Layout:
     width: int  # D, of the residual stream
     activation: str
     token_types: bool
-    pooling: str  # "cls" | "mean"
+    pooling: str  # "cls" | "mean" | "tokens"
     head: tuple[str, ...] = ()
     normalize: bool = False
     position_bias: str = ""  # the module whose compute_position_bias(x) gives [B, H, T, T] (MPNet)
+    rotary: str = ""  # the module that gives rotary positions (decoders)
+    logit_cap: float = 0.0  # logits are cap * tanh(logits / cap); 0 for none (Gemma 2)
     unused: tuple[str, ...] = ()  # modules whose output this task never reads, such as a sentence encoder's pooler
 
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from paredown import registry
 from paredown.errors import UnsupportedModel
-from paredown.models import CLASSIFICATION, EMBEDDING, fingerprint, has_classifier, unsupported_family
+from paredown.models import EMBEDDING, TASKS, fingerprint, task_of_class, unsupported_family
 from paredown.types import Anatomy
 
 __all__ = ["describe", "fingerprint"]
@@ -15,14 +15,14 @@ __all__ = ["describe", "fingerprint"]
 def describe(
     model: PreTrainedModel, *, task: str | None = None, pooling: str | None = None, normalize: bool = False
 ) -> Anatomy:
-    """What can be cut from a transformers text encoder: heads, FFN neurons, layers, and their index tables.
+    """What can be cut from a transformers model: heads, FFN neurons, layers, and their index tables.
 
-    `task` is "text-classification" or "text-embedding", by default what the model's class is for. `pooling` ("cls" or
-    "mean", by default mean) and `normalize` count for embeddings only; a classifier reads its first token. Raises
+    `task` is one of `paredown.models.TASKS`, by default what the model's class is for. `pooling` ("cls" or "mean", by
+    default mean) and `normalize` count for embeddings only; a classifier reads its first token. Raises
     `UnsupportedModel` naming the family and listing those supported.
     """
-    if task not in (None, CLASSIFICATION, EMBEDDING):
-        raise UnsupportedModel(f"there is no task {task!r}; choose {CLASSIFICATION} or {EMBEDDING}")
+    if task not in (None, *TASKS):
+        raise UnsupportedModel(f"there is no task {task!r}; choose {', '.join(TASKS)}")
     if pooling not in (None, "cls", "mean"):
         raise UnsupportedModel(f"pooling {pooling!r} is not supported; choose cls or mean")
     config = getattr(model, "config", None)
@@ -32,8 +32,8 @@ def describe(
     }
     if family not in known:
         raise unsupported_family(family)
-    found = CLASSIFICATION if has_classifier(model) else EMBEDDING
-    if not has_classifier(model) and type(model).__name__ != type(model.base_model).__name__:
+    found = task_of_class(model)
+    if found == EMBEDDING and type(model).__name__ != type(model.base_model).__name__:
         raise UnsupportedModel(f"{type(model).__name__} is neither a sequence classifier nor a plain encoder")
     if (task or found) != found:
         raise UnsupportedModel(

@@ -26,13 +26,13 @@ from paredown.calibration import (
     sub_layers,
     tensors,
 )
-from paredown.encoder import Encoder
 from paredown.importance.obs import DAMPING
+from paredown.network import Network, network
 from paredown.types import Anatomy, Array, Group
 
 
 def measured(
-    encoder: Encoder,
+    encoder: Network,
     anatomy: Anatomy,
     values: Mapping[str, Array],
     statistics: Mapping[str, Statistics],
@@ -44,13 +44,12 @@ def measured(
     the change of the answers is measured on the texts of `judge`. The first figure scales the scores, the second is
     what all of them add up to. Cost: for each group about one pass over `judge`.
     """
-    layers = range(anatomy.group("layers").units)
-    seen = Encoder(encoder.model, encoder.layout)  # its layers are views: what is put in there leaves the model alone
-    projections = sub_layers(seen, layers)
+    seen = network(encoder.model, encoder.layout)  # its layers are views: what is put in there leaves the model alone
+    projections = sub_layers(seen)
     found = dict(values)
-    with torch.no_grad(), evaluating(seen):
+    with torch.no_grad(), evaluating(seen.model):
         texts = _Texts(seen, judge)
-        for index in layers:
+        for index in range(len(seen.layers)):
             for kind, role in PROJECTIONS.items():
                 name = f"layer.{index}.{kind}"
                 if name not in projections:
@@ -68,8 +67,7 @@ def measured(
 
 def _inputs(group: Group, units: Array) -> Array:
     """The inputs of the group's projection that these units own."""
-    consumer = next(s for s in group.slices if s.role == "consumer")
-    positions: Array = consumer.positions[np.sort(units)].ravel()
+    positions: Array = group.consumer.positions[np.sort(units)].ravel()
     return positions
 
 
@@ -114,7 +112,7 @@ def _scaled(scores: Array, half: float, whole: float) -> Array:
 class _Texts:
     """The texts that judge, with the dense model's stream before the layer at hand and its answers."""
 
-    def __init__(self, encoder: Encoder, batches: Sequence[Batch]):
+    def __init__(self, encoder: Network, batches: Sequence[Batch]):
         inputs = [tensors(batch, encoder) for batch in batches]
         self.encoder = encoder
         self.masks = [one["attention_mask"] for one in inputs]

@@ -5,6 +5,7 @@ import numpy as np
 from paredown.importance._evidence import Evidence
 from paredown.types import Array
 
+UNITS = ("head", "neuron")
 NEEDS: tuple[str, ...] = ()
 
 

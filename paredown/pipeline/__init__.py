@@ -7,9 +7,22 @@ from typing import Any
 from paredown.bundle import Bundle
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
+from paredown.pipeline._study import StudySettings, compare, score_model, sensitivity
 from paredown.pipeline._validate import bench, validate
 
-__all__ = ["Progress", "Settings", "Silent", "bench", "prune", "run", "validate"]
+__all__ = [
+    "Progress",
+    "Settings",
+    "Silent",
+    "StudySettings",
+    "bench",
+    "compare",
+    "prune",
+    "run",
+    "score_model",
+    "sensitivity",
+    "validate",
+]
 
 
 def prune(

@@ -16,7 +16,7 @@ from paredown.anatomy import describe
 from paredown.calibration import tensors
 from paredown.encoder import Encoder
 from paredown.errors import BadData, UnsupportedModel
-from paredown.models import LoadedModel, load_model
+from paredown.models import ENCODERS, LoadedModel, load_model
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._settings import Settings
 from paredown.surgery import fold
@@ -62,7 +62,7 @@ class Prepared:
 
 def prepare(settings: Settings) -> Prepared:
     """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun."""
-    loaded = load_model(settings.model, task=settings.task)
+    loaded = load_model(settings.model, task=settings.task, families=ENCODERS)
     loaded = replace(loaded, max_length=min(loaded.max_length, settings.max_length or loaded.max_length))
     _check_size(loaded)
     task = task_of(loaded.task)

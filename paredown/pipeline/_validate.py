@@ -14,7 +14,7 @@ from paredown import bundle as bundles
 from paredown.bundle import Bundle
 from paredown.encoder import Encoder
 from paredown.errors import BadData, FingerprintMismatch, MissingExtra, ParedownError
-from paredown.models import LoadedModel, load_model
+from paredown.models import ENCODERS, LoadedModel, load_model
 from paredown.pipeline import _loaders
 from paredown.pipeline._candidates import has_openvino
 from paredown.pipeline._claim import holds, slower, worse
@@ -63,7 +63,7 @@ def validate(
     source = reference or claim["model"]
     confidence, threads = confidence or claim["confidence"], threads or claim.get("threads")
     try:
-        loaded = load_model(source, task=opened.manifest["task"])
+        loaded = load_model(source, task=opened.manifest["task"], families=ENCODERS)
     except ParedownError as error:
         raise ParedownError(
             f"The dense model is needed to compare with ({error}); name it with --reference."
@@ -197,7 +197,7 @@ def _side(path: str, folder: Path, target: str | None) -> tuple[list[Alternative
         names = ("input_ids", "attention_mask", "token_type_ids")
         about = opened.tokenizer(), names, opened.manifest["max_length"]
         return [_served(opened, path, target)], about, opened.model()
-    loaded = load_model(path)
+    loaded = load_model(path, families=ENCODERS)
     encoder = Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout)
     found = _dense(loaded, encoder, path, folder, target)
     return found, (loaded.tokenizer, ("input_ids", "attention_mask", "token_type_ids"), loaded.max_length), loaded.model

@@ -5,13 +5,19 @@ from __future__ import annotations
 from paredown import registry
 from paredown.planning._costs import Costs, arithmetic, error_of_width
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
+from paredown.planning._shares import RANKINGS, SCHEDULES, Shares, by_shares, collapse_warnings
 from paredown.types import Anatomy, Budget, Limits, Plan, Scores
 
 __all__ = [
+    "RANKINGS",
+    "SCHEDULES",
     "Costs",
     "LatencyTable",
+    "Shares",
     "Widths",
     "arithmetic",
+    "by_shares",
+    "collapse_warnings",
     "error_of_width",
     "fit_latency",
     "latency_costs",

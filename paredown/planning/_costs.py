@@ -34,18 +34,19 @@ def arithmetic(anatomy: Anatomy, metric: str, *, tokens: int = 32) -> Costs:
     layout = anatomy.layout
     group: dict[str, Array] = {}
     for part in cuttable(anatomy):
-        per_unit = 2 * layout.width + 1 if part.kind == "neuron" else layout.head_dim * (4 * layout.width + 3)
+        entries = [(s.positions.shape[1], s.tensor.endswith("weight")) for s in part.slices]
+        weights = sum(count * layout.width for count, is_weight in entries if is_weight)
+        per_unit = weights + sum(count for count, is_weight in entries if not is_weight)
         if metric == "macs":
-            per_unit = 2 * layout.width * tokens
-            if part.kind == "head":
-                per_unit = (4 * layout.width + 2 * tokens) * layout.head_dim * tokens
+            attended = 2 * tokens * part.consumer.positions.shape[1] if part.kind == "head" else 0
+            per_unit = (weights + attended) * tokens
         group[part.name] = per_unit * np.arange(part.units + 1, dtype=np.float64)
     return Costs(0.0, group)
 
 
 def cuttable(anatomy: Anatomy) -> list[Group]:
     """Head and neuron groups, bottom-up."""
-    return [group for group in anatomy.groups if group.kind != "layer"]
+    return [group for group in anatomy.groups if group.kind in ("head", "neuron")]
 
 
 def allowed_widths(group: Group, limits: Limits) -> tuple[int, ...]:

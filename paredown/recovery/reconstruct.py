@@ -11,13 +11,15 @@ Legend: B batch, T tokens, X inputs, D model width, N rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from paredown.calibration import Batch, divergence, evaluating, real_rows, ridge_regression, tensors, with_ones
-from paredown.encoder import Encoder, Layer, Model, copied
+from paredown.encoder import Model, copied
 from paredown.errors import BadData
+from paredown.network import LayerSteps, Network, network
 from paredown.types import Anatomy, Plan
 
 RIDGE = 0.1  # of the mean diagonal, towards the weights before; 0.01 left more divergence on new texts, measured
@@ -43,12 +45,12 @@ def recover(
         raise BadData("Reconstruction needs calibration texts, and there are none.")
     held = held_out(len(batches))
     fitted = copied(small, anatomy.layout)
-    student, dense = Encoder(fitted, anatomy.layout), Encoder(teacher, anatomy.layout)
+    student, dense = network(fitted, anatomy.layout), network(teacher, anatomy.layout)
     learnt = [batch for i, batch in enumerate(batches) if i not in held or len(batches) == 1]
-    with torch.no_grad(), evaluating(student, dense):
+    with torch.no_grad(), evaluating(student.model, dense.model):
         _fit(student, dense, plan.keep["layers"], learnt, progress)
     judge = [batches[i] for i in held]
-    before = divergence(Encoder(small, anatomy.layout), dense, judge)
+    before = divergence(network(small, anatomy.layout), dense, judge)
     after = divergence(student, dense, judge)
     return fitted if after < before else copied(small, anatomy.layout)
 
@@ -59,8 +61,8 @@ def held_out(count: int) -> range:
 
 
 def _fit(
-    student: Encoder,
-    teacher: Encoder,
+    student: Network,
+    teacher: Network,
     kept: Sequence[int],
     batches: Sequence[Batch],
     progress: Callable[[int], None] | None,
@@ -77,59 +79,67 @@ def _fit(
         here = kept.index(index) if index in kept else -1
         layer, alone = student.layers[here], cls and here == len(student.layers) - 1
 
-        def context(i: int, layer: Layer = layer, alone: bool = alone) -> Tensor:
+        def context(i: int, layer: LayerSteps = layer, alone: bool = alone) -> Tensor:
             x = streams[i]
             none = x[:, : 1 if alone else x.shape[1], :0]
             return layer.context(x, student.mask(x, attention[i]), alone) if layer.num_heads else none
 
-        def hidden(i: int, layer: Layer = layer) -> Tensor:
+        def hidden(i: int, layer: LayerSteps = layer) -> Tensor:
             return layer.hidden(streams[i]) if layer.num_neurons else streams[i][..., :0]
 
-        for i in every:  # the dense stream before the norm, which is what the student's sub-layer aims at
-            x = wanted[i]
-            added = dense.attention_output(x, teacher.mask(x, attention[i]), first)
-            wanted[i] = (x[:, :1] if first else x) + added
+        added = [dense.attention_output(x, teacher.mask(x, attention[i]), first) for i, x in enumerate(wanted)]
+        wanted = [x[:, :1] if first else x for x in wanted]
         if here >= 0:
-            _refit(layer.output, context, streams, wanted, attention, alone)
+            targets = [_target(dense.after_attention, *three) for three in zip(added, wanted, streams, strict=True)]
+            _refit(layer.output, context, targets, attention, alone)
             for i in every:
                 streams[i] = layer.attend(streams[i], student.mask(streams[i], attention[i]), alone)
-        for i in every:
-            x = dense.attention_norm(wanted[i])
-            wanted[i] = x + dense.ffn_output(x)
+        wanted = [dense.join_attention(x, one) for x, one in zip(wanted, added, strict=True)]
+        added = [dense.ffn_output(x) for x in wanted]
         if here >= 0:
-            _refit(layer.down, hidden, streams, wanted, attention, alone)
-        for i in every:
-            if here >= 0:
+            targets = [_target(dense.after_ffn, *three) for three in zip(added, wanted, streams, strict=True)]
+            _refit(layer.down, hidden, targets, attention, alone)
+            for i in every:
                 streams[i] = layer.feed(streams[i])
-            wanted[i] = dense.ffn_norm(wanted[i])
+        wanted = [dense.join_ffn(x, one) for x, one in zip(wanted, added, strict=True)]
         if progress:
             progress(1)
 
 
+def _target(norm: nn.Module | None, added: Tensor, wanted: Tensor, stream: Tensor) -> Tensor:
+    """What the student's projection should give: the dense one's, and what its stream lacks by now.
+
+    Where a norm comes between the projection and the stream, what is lacking cannot be asked of a linear map.
+    """
+    rows = min(wanted.shape[1], stream.shape[1])  # one, where only the first row of a text is read
+    return added[:, :rows] if norm is not None else added[:, :rows] + wanted[:, :rows] - stream[:, :rows]
+
+
 def _refit(
-    linear: nn.Linear,
+    projection: nn.Module,
     inputs: Callable[[int], Tensor],
-    residuals: Sequence[Tensor],
     targets: Sequence[Tensor],
     attention: Sequence[Tensor],
     alone: bool,
 ) -> None:
-    """Solves for one projection in place. `inputs(i)` [B, T, X]; residuals and targets [B, T, D].
+    """Solves for one projection in place. `inputs(i)` [B, T, X]; targets [B, T, D].
 
     With `alone`, only the first row of a text is fitted. Without a bias nothing stands in for it.
     """
-    start = linear.weight.T.double()
+    linear = cast(nn.Linear, projection)
+    turned = not isinstance(projection, nn.Linear)  # GPT-2's Conv1D holds [in, out]
+    start = (linear.weight if turned else linear.weight.T).double()
+    width = len(start)
     if linear.bias is not None:
         start = torch.cat([start, linear.bias[None].double()])
     gram = start.new_zeros(len(start), len(start))
     cross = torch.zeros_like(start)
-    for i, (residual, target, mask) in enumerate(zip(residuals, targets, attention, strict=True)):
-        rows = 1 if alone else residual.shape[1]
+    for i, (target, mask) in enumerate(zip(targets, attention, strict=True)):
         z = real_rows(inputs(i), mask)
         z = with_ones(z) if linear.bias is not None else z
         gram += z.T @ z  # one batch's products in the model's precision; their sum in float64
-        cross += z.T @ real_rows(target[:, :rows] - residual[:, :rows], mask)
+        cross += z.T @ real_rows(target[:, :1] if alone else target, mask)
     solved = ridge_regression(gram, cross, start, ridge=RIDGE, biased=linear.bias is not None)
-    linear.weight.copy_(solved[: linear.in_features].T)
+    linear.weight.copy_(solved[:width] if turned else solved[:width].T)
     if linear.bias is not None:
         linear.bias.copy_(solved[-1])

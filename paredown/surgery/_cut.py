@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paredown.encoder import blocks_of, linear_of
 from paredown.errors import FingerprintMismatch
 from paredown.models import fingerprint
-from paredown.surgery._modules import Headless, Skipped, keep_bias_heads
+from paredown.surgery._modules import Headless, Idle, Skipped, keep_bias_heads
 from paredown.types import Anatomy, Group, Layout, Plan, Slice
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,11 +30,16 @@ def cut(model: Model, anatomy: Anatomy, plan: Plan) -> Model:
     layers = _check(model, anatomy, plan)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     changed = list(_changed(anatomy, plan, layers))
-    sliced: dict[str, Tensor] = {}
+    gone: dict[tuple[str, int], list[Tensor]] = {}  # two groups may own the same entries, each in its own way
     for group, keep in changed:
         for part in group.slices:
-            tensor = sliced.get(part.tensor, tensors[part.tensor].detach())
-            sliced[part.tensor] = tensor.index_select(part.axis, _entries(part, keep, tensor))
+            gone.setdefault((part.tensor, part.axis), []).append(_entries(part, _others(group, keep)))
+    sliced: dict[str, Tensor] = {}
+    for (name, axis), entries in gone.items():
+        tensor = sliced.get(name, tensors[name].detach())
+        stay = torch.ones(tensor.shape[axis], dtype=torch.bool)
+        stay[torch.cat(entries)] = False
+        sliced[name] = tensor.index_select(axis, stay.nonzero()[:, 0].to(tensor.device))
     # deepcopy takes what its memo already holds for an object: so the small tensors stand where the large ones stood,
     # wherever they are referred to, and the large ones are never duplicated
     memo: dict[int, Any] = {
@@ -45,12 +50,16 @@ def cut(model: Model, anatomy: Anatomy, plan: Plan) -> Model:
     small = copy.deepcopy(model, memo)
 
     for name in sliced:
-        owner = small.get_submodule(name.rpartition(".")[0])
+        owner: Any = small.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, nn.Linear):
             owner.out_features, owner.in_features = owner.weight.shape
+        elif hasattr(owner, "nf"):  # GPT-2's Conv1D
+            owner.nx, owner.nf = owner.weight.shape
     for group, keep in changed:
         if group.kind == "head":
             _settle_attention(small, anatomy.layout, group, keep)
+        if group.kind == "neuron" and not keep:
+            _settle_ffn(small, anatomy.layout, group)
         _count(small, group, len(keep))
     _keep_layers(small, anatomy, layers)
     return small
@@ -66,11 +75,10 @@ def mask(model: Model, anatomy: Anatomy, plan: Plan) -> Model:
     masked = copy.deepcopy(model)
     tensors = dict(masked.named_parameters(remove_duplicate=False))
     for group, keep in _changed(anatomy, plan, layers):
-        dropped = tuple(sorted(set(range(group.units)) - set(keep)))
         for part in group.slices:
             if part.role == "consumer":
                 tensor = tensors[part.tensor].detach()
-                tensor.index_fill_(part.axis, _entries(part, dropped, tensor), 0)
+                tensor.index_fill_(part.axis, _entries(part, _others(group, keep)).to(tensor.device), 0)
     blocks = blocks_of(masked, anatomy.layout)
     for i in range(len(blocks)):
         if i not in layers:
@@ -78,24 +86,19 @@ def mask(model: Model, anatomy: Anatomy, plan: Plan) -> Model:
     return masked
 
 
-def shape_of(model: nn.Module, layout: Layout) -> list[tuple[int, int]]:
-    """How many heads and neurons every layer has."""
-    shapes = []
-    for block in blocks_of(model, layout):
-        query, up = (linear_of(block, layout, role) for role in ("query", "up"))
-        shapes.append((query.weight.shape[0] // layout.head_dim, up.weight.shape[0]))
-    return shapes
-
-
 def parameters(model: nn.Module) -> int:
     """The number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _entries(part: Slice, units: Sequence[int], tensor: Tensor) -> Tensor:
-    """The positions of some units along the axis, one unit after the other: U * S indices."""
-    chosen = part.positions[list(units)].reshape(-1)
-    return torch.as_tensor(chosen, dtype=torch.long, device=tensor.device)
+def _others(group: Group, keep: Sequence[int]) -> list[int]:
+    """The units of a group that go."""
+    return sorted(set(range(group.units)) - set(keep))
+
+
+def _entries(part: Slice, units: Sequence[int]) -> Tensor:
+    """The positions of some units along the axis: U * S indices."""
+    return torch.as_tensor(part.positions[list(units)].reshape(-1), dtype=torch.long)
 
 
 def _layers_group(anatomy: Anatomy) -> Group:
@@ -120,6 +123,14 @@ def _settle_attention(model: nn.Module, layout: Layout, group: Group, keep: tupl
         keep_bias_heads(attention, keep)
 
 
+def _settle_ffn(model: nn.Module, layout: Layout, group: Group) -> None:
+    """GPT-2's transposed projections cannot run on nothing; a Linear can."""
+    layer = model.get_submodule(f"{layout.layers}.{group.layer}")
+    name = layout.layer_names.get("ffn", "")
+    if name and not isinstance(linear_of(layer, layout, "down"), nn.Linear):
+        layer.set_submodule(name, Idle(layer.get_submodule(name), layout.layer_names["down"][len(name) + 1 :]))
+
+
 def _count(model: nn.Module, group: Group, units: int) -> None:
     for counter in group.counters:
         setattr(model.get_submodule(counter.module), counter.attribute, counter.per_unit * units)
@@ -138,7 +149,11 @@ def _keep_layers(model: nn.Module, anatomy: Anatomy, layers: tuple[int, ...]) ->
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = i  # type: ignore[assignment]
     _count(model, group, len(layers))
-    model.config.num_hidden_layers = len(layers)  # type: ignore[union-attr]
+    config: Any = model.config
+    kinds = getattr(config, "layer_types", None)
+    config.num_hidden_layers = len(layers)
+    if kinds is not None:
+        config.layer_types = [kinds[i] for i in layers]
 
 
 def _check(model: nn.Module, anatomy: Anatomy, plan: Plan) -> tuple[int, ...]:

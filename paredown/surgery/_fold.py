@@ -17,9 +17,12 @@ def fold(model: Model, anatomy: Anatomy) -> tuple[Model, tuple[str, ...]]:
 
     q (k + b) = q k + (q b), the same for every key: the key bias goes. The value bias b_v [N] reaches the output as
     W_o b_v: it moves into the output bias [D]. Modules that the task never reads (a sentence encoder's pooler) become
-    None. The embeddings are shared. On the meta device only the last is done. Folding twice changes nothing.
+    None. The embeddings are shared. On the meta device only the last is done. Folding twice changes nothing. A decoder
+    comes back as it is.
     """
     layout = anatomy.layout
+    if layout.pooling == "tokens":  # rotary positions come between a key and its bias, and outputs have no bias
+        return copied(model, layout), ()
     folded = copied(model, layout)
     keys = values = 0
     with torch.no_grad():

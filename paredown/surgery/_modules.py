@@ -12,7 +12,8 @@ class Headless(nn.Module):
     """An attention module without heads: its context is empty, so only the output projection's bias is left.
 
     It keeps the children of the module it replaces under their names. `output` names the output projection where it
-    is one of them (DistilBERT, MPNet); otherwise the layer applies it (BERT) to the empty context.
+    is one of them (DistilBERT, MPNet, decoders); otherwise the layer applies it (BERT) to the empty context. A decoder
+    counts the tokens that it has seen by what its layers put into the cache, so a single zero goes there per token.
     """
 
     def __init__(self, attention: nn.Module, output: str):
@@ -20,11 +21,38 @@ class Headless(nn.Module):
         self.output_name = output
         for name, child in attention.named_children():
             self.add_module(name, child)
+        if isinstance(getattr(attention, "layer_idx", None), int):
+            self.layer_idx: int = attention.layer_idx  # type: ignore[assignment]
         self.train(attention.training)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        context = hidden_states[..., :0]
-        return (self.get_submodule(self.output_name)(context) if self.output_name else context), None
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            seen = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            cache.update(seen, seen, self.layer_idx)
+        if not self.output_name:
+            return hidden_states[..., :0], None
+        return bias_alone(self.get_submodule(self.output_name), hidden_states), None
+
+
+class Idle(nn.Module):
+    """An FFN without neurons, of which only the bias of its projection is left; its children keep their names."""
+
+    def __init__(self, ffn: nn.Module, down: str):
+        super().__init__()
+        self.down_name = down
+        for name, child in ffn.named_children():
+            self.add_module(name, child)
+        self.train(ffn.training)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return bias_alone(self.get_submodule(self.down_name), hidden_states)
+
+
+def bias_alone(projection: nn.Module, like: Tensor) -> Tensor:
+    """What a projection gives for no inputs at all, in the shape of the stream [B, T, D]."""
+    bias: Tensor | None = getattr(projection, "bias", None)
+    return like.new_zeros(like.shape) if bias is None else bias.expand_as(like)
 
 
 class Skipped(nn.Module):

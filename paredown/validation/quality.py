@@ -1,11 +1,11 @@
 """How much quality a pruned model loses, from the same texts run through both models, with what chance could add to it.
 
-Legend: N examples, R resamples.
+Legend: N examples, R resamples, S models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,25 +50,38 @@ def paired_drop(
     wrong, less the observed share of those that turn right. Without a loss it is 1 - (1 - confidence)**(1 / N): at
     0.9, a drop of 1 % cannot be ruled out by fewer than 230 texts. Outputs are those of `task.all_texts(data)`.
     """
-    rng = np.random.default_rng(seed)
     metric = task.metric_name(data)
-    if metric == "spearman":
-        assert data.scores is not None
-        sides = (pair_similarity(dense_outputs, data), pair_similarity(pruned_outputs, data))
-        dense, pruned = (float(spearman(side, data.scores)) for side in sides)
-        drops = _spearman_drops(sides, data.scores, resamples, rng)
-    else:
-        ours, theirs = (task.per_example(outputs, data, dense_outputs) for outputs in (dense_outputs, pruned_outputs))
-        dense, pruned = float(ours.mean()), float(theirs.mean())
-        lost = ours - theirs
-        drops = _mean_drops(lost, resamples, rng, studentised=metric != "accuracy")
+    dense, pruned, drops = _resampled(task, dense_outputs, pruned_outputs, data, resamples, seed)
     # The next resample above the quantile: the drops of few examples come in steps, and between steps is no evidence.
     low, high, bound = (float(np.quantile(drops, q, method="higher")) for q in (0.025, 0.975, confidence))
     if metric == "accuracy":
-        losses, gains = int((lost > 0).sum()), int((lost < 0).sum())
+        ours, theirs = (task.per_example(outputs, data, dense_outputs) for outputs in (dense_outputs, pruned_outputs))
+        losses, gains = int((ours > theirs).sum()), int((ours < theirs).sum())
         bound = max(bound, _binomial_upper(losses, len(data), confidence) - gains / len(data))
         high = max(high, _binomial_upper(losses, len(data), 0.975) - gains / len(data))
     return Drop(metric, dense, pruned, Interval(dense - pruned, low, high), bound, len(data))
+
+
+def mean_drop(
+    task: Task,
+    dense_outputs: Array,
+    pruned_outputs: Sequence[Array],
+    data: TextData,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, Interval]:
+    """The mean quality of S models that are the same but for their seeds, and the mean drop with its 95 % interval.
+
+    A bootstrap of two levels: the examples are drawn, alike for all models, and the models are.
+    """
+    found = [_resampled(task, dense_outputs, outputs, data, resamples, seed) for outputs in pruned_outputs]
+    table = np.stack([drops for _, _, drops in found])  # [S, R]
+    drawn = np.random.default_rng(seed).integers(0, len(table), size=table.shape)
+    drops = np.take_along_axis(table, drawn, axis=0).mean(axis=0)
+    low, high = (float(np.quantile(drops, q)) for q in (0.025, 0.975))
+    quality = float(np.mean([pruned for _, pruned, _ in found]))
+    return quality, Interval(found[0][0] - quality, low, high)
 
 
 def least_bound(examples: int, confidence: float) -> float:
@@ -79,6 +92,22 @@ def least_bound(examples: int, confidence: float) -> float:
 def passes(drop: Drop, max_drop: float) -> bool:
     """Whether the drop is at most `max_drop` (in the metric's own unit) with the confidence of its bound."""
     return drop.bound <= max_drop + 1e-12  # a bound that rounding has put beside the budget is on it
+
+
+def _resampled(
+    task: Task, dense_outputs: Array, pruned_outputs: Array, data: TextData, resamples: int, seed: int
+) -> tuple[float, float, Array]:
+    """The metric of both models, and its drop in every resample [R]; the same seed draws the same examples."""
+    rng = np.random.default_rng(seed)
+    metric = task.metric_name(data)
+    if metric == "spearman":
+        assert data.scores is not None
+        sides = (pair_similarity(dense_outputs, data), pair_similarity(pruned_outputs, data))
+        dense, pruned = (float(spearman(side, data.scores)) for side in sides)
+        return dense, pruned, _spearman_drops(sides, data.scores, resamples, rng)
+    ours, theirs = (task.per_example(outputs, data, dense_outputs) for outputs in (dense_outputs, pruned_outputs))
+    drops = _mean_drops(ours - theirs, resamples, rng, studentised=metric != "accuracy")
+    return float(ours.mean()), float(theirs.mean()), drops
 
 
 def _draws(count: int, resamples: int, rng: np.random.Generator) -> Iterator[Array]:

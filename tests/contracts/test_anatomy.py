@@ -20,23 +20,36 @@ from transformers import PreTrainedModel
 
 from paredown import models, registry
 from paredown.anatomy import describe, fingerprint
-from paredown.encoder import Encoder
-from paredown.surgery import cut, fold, mask, parameters, shape_of
+from paredown.network import network
+from paredown.surgery import cut, fold, mask, parameters
 from paredown.types import Anatomy, Group, Plan, Slice
-from tests.contracts.families import FAMILIES, TASKS, batch, stock, tiny
+from tests.contracts.families import CASES, DECODERS, FAMILIES, TASKS, batch, stock, tiny, widths
 
 EXACT = 1e-12
 TYPES = sorted(kind for name in registry.available("anatomy") for kind in registry.find("anatomy", name).MODEL_TYPES)
-EVERY = pytest.mark.parametrize(("family", "task"), [(family, task) for family in TYPES for task in TASKS])
+EVERY = pytest.mark.parametrize(("family", "task"), CASES)
+ENCODERS = pytest.mark.parametrize(("family", "task"), [(family, task) for family in FAMILIES for task in TASKS])
 
 
 def double(family: str, task: str, *, pooling: str = "mean") -> tuple[PreTrainedModel, Anatomy]:
-    model = tiny(family, task).double()
+    model = precise(tiny(family, task))
     return model, describe(model, pooling=pooling)
 
 
+def precise(model: PreTrainedModel) -> PreTrainedModel:
+    """In float64. The eager attention of decoders does its softmax in float32, where float64's least is -inf."""
+    if sdpa(model):
+        model.set_attn_implementation("sdpa")
+    return model.double()
+
+
+def sdpa(model: PreTrainedModel) -> bool:
+    """Whether the family has an attention that computes in float64 throughout, and needs it."""
+    return model.config.model_type in DECODERS and model.config.model_type != "gemma2"
+
+
 def encoded(model: PreTrainedModel, anatomy: Anatomy, inputs: dict[str, Tensor]) -> Tensor:
-    encoder = Encoder(model, anatomy.layout)
+    encoder = network(model, anatomy.layout)
     with torch.no_grad():
         return encoder(**{name: inputs[name] for name in encoder.input_names})
 
@@ -62,8 +75,9 @@ def plans(anatomy: Anatomy) -> dict[str, Plan]:
     keeps["no heads anywhere"] = {**whole, **{g.name: () for g in anatomy.groups if g.kind == "head"}}
     keeps["no neurons anywhere"] = {**whole, **{g.name: () for g in anatomy.groups if g.kind == "neuron"}}
     keeps["mixed"] = {**random_keep(anatomy, 7, layers=False), "layer.0.heads": (), "layer.1.neurons": ()}
-    keeps["last layer without heads"] = {**whole, "layer.2.heads": (), "layer.1.heads": (0, 3)}
-    keeps["one layer of one head and one neuron"] = {"layers": (1,), "layer.1.heads": (2,), "layer.1.neurons": (19,)}
+    keeps["last layer without heads"] = {**whole, "layer.2.heads": (), "layer.1.heads": (0,)}
+    layer = {name: units[-1:] for name, units in whole.items() if name.startswith("layer.1.")}
+    keeps["one layer of one head and one neuron"] = {**layer, "layers": (1,)}
     keeps["middle layer gone, its groups ignored"] = {
         **whole,
         "layers": (0, 2),
@@ -74,7 +88,7 @@ def plans(anatomy: Anatomy) -> dict[str, Plan]:
 
 
 def test_every_family_has_a_tiny_model() -> None:
-    assert sorted(FAMILIES) == TYPES
+    assert sorted(FAMILIES + DECODERS) == TYPES
 
 
 def test_every_family_may_be_loaded() -> None:
@@ -82,11 +96,11 @@ def test_every_family_may_be_loaded() -> None:
 
 
 @EVERY
-def test_encoder_is_the_stock_forward(family: str, task: str) -> None:
+def test_the_network_is_the_stock_forward(family: str, task: str) -> None:
     for pooling in ("cls", "mean"):
-        for normalize in (False, True):
+        for normalize in (False, True) if task == "text-embedding" else (False,):
             for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
-                model = tiny(family, task).to(dtype)
+                model = tiny(family, task) if dtype == torch.float32 else precise(tiny(family, task))
                 anatomy = describe(model, task=task, pooling=pooling, normalize=normalize)
                 inputs = batch(model)
                 expected = stock(model, inputs, pooling=pooling, normalize=normalize)
@@ -105,11 +119,12 @@ def test_positions_are_in_range_disjoint_and_complete(family: str, task: str) ->
             entries = part.positions.ravel()
             assert sorted(entries) == list(range(tensors[part.tensor].shape[part.axis]))
             assert part.role in ("producer", "consumer")
-            assert (part.tensor, part.axis) not in seen
+            assert group.kind == "query" or (part.tensor, part.axis) not in seen
             seen.add((part.tensor, part.axis))
     blocks = model.get_submodule(anatomy.group("layers").blocks)
     assert anatomy.group("layers").units == len(list(blocks.children())) == 3
-    assert shape_of(model, anatomy.layout) == [(4, 20)] * 3
+    grouped = family in DECODERS and family != "gpt2"
+    assert widths(model, "heads", "queries", "neurons") == [(2, 2, 20) if grouped else (4, 0, 20)] * 3
 
 
 @EVERY
@@ -128,7 +143,7 @@ def test_cut_equals_mask(family: str, task: str) -> None:
         assert far(stock(model, inputs, pooling=pooling), dense) == 0
 
 
-@EVERY
+@ENCODERS
 def test_counters_agree(family: str, task: str) -> None:
     model, anatomy = double(family, task)
     for name, plan in plans(anatomy).items():
@@ -136,7 +151,7 @@ def test_counters_agree(family: str, task: str) -> None:
         layers = plan.keep["layers"]
         blocks = list(small.get_submodule(anatomy.layout.layers).children())
         expected = [tuple(len(plan.keep[f"layer.{i}.{kind}"]) for kind in ("heads", "neurons")) for i in layers]
-        assert shape_of(small, anatomy.layout) == expected, name
+        assert widths(small) == expected, name
         assert small.config.num_hidden_layers == len(layers) == len(blocks)
         for counter in anatomy.group("layers").counters:
             assert getattr(small.get_submodule(counter.module), counter.attribute) == len(layers)
@@ -185,24 +200,27 @@ def test_the_original_is_untouched(family: str, task: str) -> None:
 @EVERY
 def test_a_cut_after_a_cut_is_one_cut(family: str, task: str) -> None:
     model, anatomy = double(family, task)
-    first = {**anatomy.identity(), "layers": (0, 2), "layer.0.heads": (0, 2, 3), "layer.2.neurons": tuple(range(3, 15))}
+    heads = anatomy.group("layer.0.heads").units
+    kept = tuple(unit for unit in range(heads) if unit != 1)
+    first = {**anatomy.identity(), "layers": (0, 2), "layer.0.heads": kept, "layer.2.neurons": tuple(range(3, 15))}
     half = cut(model, anatomy, Plan(anatomy.fingerprint, first))
     again = describe(half, task=task)
-    assert [group.units for group in again.groups] == [2, 3, 20, 4, 12]
-    second = {**again.identity(), "layer.0.heads": (1, 2), "layer.1.heads": (), "layer.1.neurons": (0, 11)}
-    both = {**first, "layer.0.heads": (2, 3), "layer.2.heads": (), "layer.2.neurons": (3, 14)}
+    assert widths(half) == [(heads - 1, 20), (heads, 12)]
+    last_two = tuple(range(heads - 1))[-2:]
+    second = {**again.identity(), "layer.0.heads": last_two, "layer.1.heads": (), "layer.1.neurons": (0, 11)}
+    both = {**first, "layer.0.heads": kept[-2:], "layer.2.heads": (), "layer.2.neurons": (3, 14)}
     small = cut(half, again, Plan(again.fingerprint, second))
     expected = cut(model, anatomy, Plan(anatomy.fingerprint, both))
     inputs = batch(model)
     assert far(stock(small, inputs), stock(expected, inputs)) < EXACT
     assert far(encoded(small, again, inputs), stock(expected, inputs)) < EXACT
     last = describe(small, task=task)
-    assert [group.units for group in last.groups] == [2, 2, 20, 0, 2]
+    assert widths(small) == [(len(last_two), 20), (0, 2)]
     same = cut(small, last, Plan(last.fingerprint, last.identity()))
     assert far(stock(same, inputs), stock(expected, inputs)) < EXACT
 
 
-@EVERY
+@ENCODERS
 def test_fold_is_exact(family: str, task: str) -> None:
     model, anatomy = double(family, task)
     inputs = batch(model)
@@ -239,15 +257,20 @@ def _planted(group: Group) -> list[tuple[str, Group]]:
 def test_the_oracle_sees_a_planted_mistake(family: str, task: str) -> None:
     model, anatomy = double(family, task)
     inputs = batch(model)
-    keep = {**anatomy.identity(), "layer.1.heads": (0, 2), "layer.1.neurons": tuple(range(0, 20, 3))}
-    plan = Plan(anatomy.fingerprint, keep)
-    for name in ("layer.1.heads", "layer.1.neurons"):
+    names = [group.name for group in anatomy.groups if group.layer == 1]
+    for name in names:
+        keep = {**anatomy.identity(), name: tuple(range(0, anatomy.group(name).units, 2))}
+        plan = Plan(anatomy.fingerprint, keep)
         for what, wrong in _planted(anatomy.group(name)):
-            if what.split()[0].endswith(f"{anatomy.layout.layer_names['key']}.bias"):
+            if what.split()[0].endswith(f"{anatomy.layout.layer_names.get('key')}.bias") and task != "causal-lm":
                 continue  # the key bias does not reach the output: see fold
             groups = tuple(wrong if group.name == name else group for group in anatomy.groups)
             planted = dataclasses.replace(anatomy, groups=groups)
-            difference = far(stock(cut(model, planted, plan), inputs), stock(mask(model, planted, plan), inputs))
+            try:
+                ours = stock(cut(model, planted, plan), inputs)
+            except RuntimeError:
+                continue  # two groups that share a tensor no longer leave whole heads: it does not even run
+            difference = far(ours, stock(mask(model, planted, plan), inputs))
             assert difference > 1e-6, f"{what} went unnoticed"
 
 
@@ -259,8 +282,8 @@ from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import load_file
 from paredown.anatomy import describe
-from paredown.encoder import Encoder
 from paredown.models import build_empty
+from paredown.network import network
 from paredown.surgery import cut, fold
 from paredown.types import Plan
 for folder in sorted(path for path in Path(sys.argv[1]).iterdir()):
@@ -270,12 +293,15 @@ for folder in sorted(path for path in Path(sys.argv[1]).iterdir()):
     assert all(parameter.is_meta for parameter in model.parameters())
     anatomy = describe(model, task=case["task"])
     model, _ = fold(model, anatomy)
+    if case["sdpa"]:
+        model.set_attn_implementation("sdpa")
     model = cut(model, anatomy, plan)
     model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+    model.tie_weights()
     assert not [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     assert not model.training
     inputs = {name: torch.from_numpy(array) for name, array in np.load(folder / "inputs.npz").items()}
-    encoder = Encoder(model, anatomy.layout)
+    encoder = network(model, anatomy.layout)
     with torch.no_grad():
         stock = model(**inputs)[0]
         own = encoder(**{name: inputs[name] for name in encoder.input_names})
@@ -287,26 +313,25 @@ for folder in sorted(path for path in Path(sys.argv[1]).iterdir()):
 def reopened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every family and task folded, cut and saved here, then rebuilt and run in one fresh process."""
     root = tmp_path_factory.mktemp("saved")
-    for family in TYPES:
-        for task in TASKS:
-            model, anatomy = double(family, task)
-            plan = Plan(anatomy.fingerprint, {**random_keep(anatomy, 3), "layers": (0, 2), "layer.2.heads": ()})
-            small = cut(fold(model, anatomy)[0], anatomy, plan)
-            inputs = batch(model)
-            if "token_type_ids" in inputs:  # left out for the stock forward, which then reads its own buffer
-                del inputs["token_type_ids"]
-            folder = root / f"{family}-{task}"
-            folder.mkdir()
-            save_file(
-                {name: tensor.contiguous() for name, tensor in small.state_dict().items()}, folder / "model.safetensors"
-            )
-            (folder / "plan.json").write_text(plan.to_json())
-            (folder / "case.json").write_text(json.dumps({"config": model.config.to_dict(), "task": task}))
-            with torch.no_grad():
-                np.save(folder / "expected.npy", small(**inputs)[0].numpy())
-            inputs = batch(model)
-            np.savez(folder / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})  # type: ignore[arg-type]
-            np.save(folder / "encoded.npy", encoded(small, anatomy, inputs).numpy())
+    for family, task in CASES:
+        model, anatomy = double(family, task)
+        plan = Plan(anatomy.fingerprint, {**random_keep(anatomy, 3), "layers": (0, 2), "layer.2.heads": ()})
+        small = cut(fold(model, anatomy)[0], anatomy, plan)
+        inputs = batch(model)
+        if "token_type_ids" in inputs:  # left out for the stock forward, which then reads its own buffer
+            del inputs["token_type_ids"]
+        folder = root / f"{family}-{task}"
+        folder.mkdir()
+        save_file({name: tensor.clone() for name, tensor in small.state_dict().items()}, folder / "model.safetensors")
+        (folder / "plan.json").write_text(plan.to_json())
+        (folder / "case.json").write_text(
+            json.dumps({"config": model.config.to_dict(), "task": task, "sdpa": sdpa(model)})
+        )
+        with torch.no_grad():
+            np.save(folder / "expected.npy", small(**inputs)[0].numpy())
+        inputs = batch(model)
+        np.savez(folder / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})  # type: ignore[arg-type]
+        np.save(folder / "encoded.npy", encoded(small, anatomy, inputs).numpy())
     here = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", REBUILD, str(root)], capture_output=True, text=True, cwd=here, check=False
@@ -328,4 +353,5 @@ def test_fingerprint_is_of_names_and_shapes(family: str, task: str) -> None:
     same = fingerprint(tiny(family, task, seed=1))
     assert same == fingerprint(tiny(family, task, seed=2))
     assert same != fingerprint(tiny(family, task, num_hidden_layers=2))
-    assert same != fingerprint(tiny(family, next(other for other in TASKS if other != task)))
+    if family in FAMILIES:
+        assert same != fingerprint(tiny(family, next(other for other in TASKS if other != task)))

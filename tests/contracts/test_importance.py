@@ -14,14 +14,18 @@ from transformers import PreTrainedModel
 from paredown import registry
 from paredown.anatomy import describe
 from paredown.errors import BadData, ParedownError
-from paredown.importance import score
+from paredown.importance import criteria, score
 from paredown.surgery import cut
 from paredown.types import Anatomy, Group, Plan
-from tests.contracts.families import FAMILIES, TASKS, batch, tiny
+from tests.contracts.families import CASES, batch, tiny
 
 CRITERIA = registry.available("importance")
-EVERY = pytest.mark.parametrize(
-    ("criterion", "family", "task"), [(c, f, t) for c in CRITERIA for f in FAMILIES for t in TASKS]
+UNITS = {criterion: registry.find("importance", criterion).UNITS for criterion in CRITERIA}
+OF_UNITS = tuple(c for c in CRITERIA if {"head", "neuron"} & set(UNITS[c]))
+OF_DEPTH = tuple(c for c in CRITERIA if {"layer", "sublayer"} & set(UNITS[c]))
+EVERY = pytest.mark.parametrize(("criterion", "family", "task"), [(c, f, t) for c in CRITERIA for f, t in CASES])
+EVERY_OF_UNITS = pytest.mark.parametrize(
+    ("criterion", "family", "task"), [(c, f, t) for c in OF_UNITS for f, t in CASES]
 )
 LENGTHS = (11, 9, 9, 8, 7, 7, 6, 5, 4, 3, 2, 1)
 
@@ -44,8 +48,20 @@ def in_three(one: dict[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def cuttable(anatomy: Anatomy) -> Iterator[Group]:
-    return (group for group in anatomy.groups if group.kind != "layer")
+def ranked(anatomy: Anatomy, criterion: str) -> Iterator[Group]:
+    """The groups that a criterion scores; query heads as heads, unless it looks at heads in ways of their own."""
+    kinds = {*UNITS[criterion]} - {"layer"}
+    if "head" in kinds and not {"attention", "learned"} & set(registry.find("importance", criterion).NEEDS):
+        kinds.add("query")
+    return (group for group in anatomy.groups if group.kind in kinds)
+
+
+def sizes(anatomy: Anatomy, criterion: str) -> dict[str, int]:
+    """How many scores there must be under each name."""
+    found = {group.name: group.units for group in ranked(anatomy, criterion)}
+    layers = anatomy.group("layers").units
+    depth = {"layer": ("layers", layers), "sublayer": ("sublayers", 2 * layers)}
+    return found | dict(depth[unit] for unit in UNITS[criterion] if unit in depth)
 
 
 def close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -57,6 +73,16 @@ def test_the_first_criteria_are_there() -> None:
     assert {"magnitude", "fisher", "random", "obs"} <= set(CRITERIA)
 
 
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_criterion_says_what_it_ranks_and_needs(criterion: str) -> None:
+    module = registry.find("importance", criterion)
+    assert set(module.UNITS) <= {"head", "neuron", "layer", "sublayer"} and module.UNITS
+    assert hasattr(module, "score") == bool({"head", "neuron"} & set(module.UNITS))
+    assert hasattr(module, "score_depth") == bool({"layer", "sublayer"} & set(module.UNITS))
+    assert all(criterion in criteria(unit) for unit in module.UNITS)
+    assert module.__doc__ and isinstance(module.NEEDS, tuple)
+
+
 @EVERY
 def test_scores_are_finite_one_per_unit_and_repeatable(criterion: str, family: str, task: str) -> None:
     model, anatomy, batches = example(family, task)
@@ -65,12 +91,11 @@ def test_scores_are_finite_one_per_unit_and_repeatable(criterion: str, family: s
     first = score(model, anatomy, batches, criterion, seed=3)
     again = score(model, anatomy, batches, criterion, seed=3)
     assert first.criterion == criterion
-    assert set(first.values) == {group.name for group in cuttable(anatomy)}
-    for group in cuttable(anatomy):
-        values = first.values[group.name]
-        assert values.shape == (group.units,) and np.isfinite(values).all() and (values >= 0).all()
-        assert len(np.unique(values)) == group.units, "units of a random model do not all matter alike"
-        np.testing.assert_array_equal(values, again.values[group.name])
+    assert {name: len(values) for name, values in first.values.items()} == sizes(anatomy, criterion)
+    for name, values in first.values.items():
+        assert values.ndim == 1 and np.isfinite(values).all() and (values >= 0).all()
+        assert len(np.unique(values)) == len(values), f"{name}: units of a random model do not all matter alike"
+        np.testing.assert_array_equal(values, again.values[name])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -83,19 +108,24 @@ def test_one_or_three_batches(criterion: str, family: str, task: str) -> None:
     close(dict(whole), dict(score(model, anatomy, in_three(batches[0]), criterion, seed=1).values))
 
 
-@EVERY
+@EVERY_OF_UNITS
 def test_permuting_units_permutes_the_scores(criterion: str, family: str, task: str) -> None:
     model, anatomy, batches = example(family, task)
     random = np.random.default_rng(5)
-    orders = {"head": random.permutation(4)}  # the same in every layer, for MPNet's heads share one position bias
+    heads = random.permutation(anatomy.group("layer.0.heads").units)
+    orders = {"head": heads}  # the same in every layer, for MPNet's heads share one position bias
     permuted = copy.deepcopy(model)
     tensors = permuted.state_dict()
     expected = dict(score(model, anatomy, batches, criterion).values)
-    for group in cuttable(anatomy):
+    if criterion == "random":  # its order of layers is tied to nothing that a permutation moves
+        expected = {name: values for name, values in expected.items() if name not in ("layers", "sublayers")}
+    for group in (group for group in anatomy.groups if group.kind != "layer"):
         order = orders.get(group.kind, random.permutation(group.units))
-        expected[group.name] = expected[group.name][order]
+        if group.name in expected:
+            expected[group.name] = expected[group.name][order]
         for part in group.slices:
-            where = torch.from_numpy(part.positions[order].reshape(-1))
+            where = torch.arange(part.positions.size)
+            where[torch.from_numpy(part.positions.reshape(-1))] = torch.from_numpy(part.positions[order].reshape(-1))
             tensors[part.tensor].copy_(tensors[part.tensor].clone().index_select(part.axis, where))
     if anatomy.layout.position_bias:
         table = permuted.get_submodule(anatomy.layout.position_bias).relative_attention_bias.weight.detach()
@@ -107,12 +137,12 @@ def test_permuting_units_permutes_the_scores(criterion: str, family: str, task: 
     close(expected, dict(found))
 
 
-@EVERY
+@EVERY_OF_UNITS
 def test_a_zeroed_unit_scores_lowest(criterion: str, family: str, task: str) -> None:
     model, anatomy, batches = example(family, task)
     tensors = model.state_dict()
-    planted = {group.name: 1 + group.layer % 2 for group in cuttable(anatomy)}
-    for group in cuttable(anatomy):
+    planted = {group.name: (1 + group.layer % 2) % group.units for group in ranked(anatomy, criterion)}
+    for group in ranked(anatomy, criterion):
         for part in group.slices:
             tensors[part.tensor].index_fill_(part.axis, torch.from_numpy(part.positions[planted[group.name]]), 0)
     found = score(model, anatomy, batches, criterion).values
@@ -132,15 +162,35 @@ def test_modes_and_frozen_parameters_do_not_matter(criterion: str, family: str, 
     close(dict(expected), dict(found))
 
 
+@pytest.mark.parametrize(("criterion", "family", "task"), [(c, f, t) for c in OF_DEPTH for f, t in CASES])
+def test_a_layer_that_does_nothing_scores_lowest(criterion: str, family: str, task: str) -> None:
+    """A pre-norm layer that adds nothing hands its input on; with plain norms a post-norm one does too."""
+    if not registry.find("importance", criterion).NEEDS:
+        pytest.skip("this criterion looks at no data")
+    model, anatomy, batches = example(family, task)
+    if task == "text-classification":
+        pytest.skip("the last layer computes one row alone")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" in name or "layer_norm" in name:
+                parameter.fill_(float(name.endswith("weight")))
+        block = model.get_submodule(f"{anatomy.layout.layers}.1")
+        for role in ("output", "down"):
+            for parameter in block.get_submodule(anatomy.layout.layer_names[role]).parameters():
+                parameter.zero_()
+    found = score(model, anatomy, batches, criterion).values
+    assert int(np.argmin(found["layers"])) == 1 and np.sort(found["layers"])[1] > 1e-4
+    assert "sublayers" not in found or set(np.argsort(found["sublayers"])[:2]) == {2, 3}
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_model_with_sub_layers_gone(criterion: str) -> None:
     model, anatomy, batches = example("bert", "text-classification")
     keep = {**anatomy.identity(), "layer.0.heads": (), "layer.1.neurons": (), "layer.2.neurons": (3,)}
     small = cut(model, anatomy, Plan(anatomy.fingerprint, keep))
     found = score(small, describe(small), batches, criterion).values
-    assert {name: len(values) for name, values in found.items()} == {
-        name: len(units) for name, units in keep.items() if name != "layers"
-    }
+    assert {name: len(values) for name, values in found.items()} == sizes(describe(small), criterion)
+    assert all(np.isfinite(values).all() for values in found.values())
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -155,8 +205,8 @@ def test_no_texts(criterion: str) -> None:
 
 def test_an_unknown_criterion() -> None:
     model, anatomy, batches = example("bert", "text-classification")
-    with pytest.raises(ParedownError, match="no 'taylor'; there are fisher"):
-        score(model, anatomy, batches, "taylor")
+    with pytest.raises(ParedownError, match="no 'hessian'; there are activation_frequency"):
+        score(model, anatomy, batches, "hessian")
 
 
 def test_random_differs_by_seed_and_by_layer() -> None:

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from paredown.anatomy import describe
-from paredown.calibration import collect, distance, divergence, evaluating, probe_loss, sub_layers, tensors
+from paredown.calibration import (
+    Statistics,
+    collect,
+    distance,
+    divergence,
+    evaluating,
+    probe_loss,
+    sub_layers,
+    task_loss,
+    tensors,
+)
 from paredown.encoder import Encoder
 from paredown.errors import UnsupportedModel
 from paredown.surgery import cut
@@ -24,6 +34,10 @@ def example(family: str = "bert", task: str = "text-classification", **about: An
     model = tiny(family, task)
     inputs = {name: tensor.numpy() for name, tensor in batch(model, lengths=LENGTHS).items()}
     return Encoder(model, describe(model, **about).layout), inputs
+
+
+def collected(encoder: Encoder, batches: list[dict[str, Any]], *needs: str, **about: Any) -> dict[str, Statistics]:
+    return collect(encoder, describe(encoder.model), batches, needs, **about)  # type: ignore[arg-type]
 
 
 def seen(encoder: Encoder, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -45,7 +59,7 @@ def seen(encoder: Encoder, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gram_is_the_sum_over_real_rows(family: str, pooling: str) -> None:
     encoder, arrays = example(family, "text-embedding", pooling=pooling)
-    found = collect(encoder, [arrays, arrays], layers=range(3))
+    found = collected(encoder, [arrays, arrays], "gram")
     for name, values in seen(encoder, tensors(arrays, encoder)).items():
         only_first = pooling == "cls" and name.startswith("layer.2")
         gram = np.zeros((values.shape[2] + 1,) * 2)
@@ -56,16 +70,37 @@ def test_gram_is_the_sum_over_real_rows(family: str, pooling: str) -> None:
         assert found[name].rows == 2 * (4 if only_first else sum(LENGTHS)) and found[name].texts == 8
         np.testing.assert_allclose(found[name].gram, gram, rtol=1e-4, atol=1e-4)
         assert found[name].gram.dtype == np.float64 and found[name].gram[-1, -1] == found[name].rows
-        assert found[name].curvature is None and found[name].gradients is None
+        assert found[name].curvature is None and found[name].gates is None
 
 
+@pytest.mark.parametrize("pooling", ("cls", "mean"))
+def test_moments_are_means_over_real_rows(pooling: str) -> None:
+    encoder, arrays = example("bert", "text-embedding", pooling=pooling)
+    found = collected(encoder, [arrays, arrays], "moments")
+    real = arrays["attention_mask"].astype(bool)
+    for name, values in seen(encoder, tensors(arrays, encoder)).items():
+        rows = values[:, 0] if values.shape[1] == 1 else values[torch.from_numpy(real)]
+        x = rows.double().numpy()
+        expected = np.stack([x.mean(0), np.square(x).mean(0), (x > 1e-4).mean(0)])
+        np.testing.assert_allclose(found[name].moments, expected, rtol=1e-4, atol=1e-6)
+        assert found[name].gram is None
+
+
+@pytest.mark.parametrize("labelled", (False, True))
 @pytest.mark.parametrize("task", ("text-classification", "text-embedding"))
 @pytest.mark.parametrize("family", ("bert", "mpnet"))
-def test_gradients_equal_a_loop_over_texts(family: str, task: str) -> None:
-    """Each text alone, each gate a real variable: output = projection(gate * input)."""
+def test_gradients_equal_a_loop_over_texts(family: str, task: str, labelled: bool) -> None:
+    """Each text alone, each gate a real variable (output = projection(gate * input)), each weight a leaf."""
+    if labelled and task == "text-embedding":
+        pytest.skip("embeddings have no labels")
     encoder, arrays = example(family, task)
-    found = collect(encoder, [arrays], layers=range(3), gram=False, curvature=True, gradients=True, seed=7)
+    arrays = arrays | ({"labels": np.array([2, 0, 1, 1])} if labelled else {})
+    found = collected(encoder, [arrays], "gates", "weight_gradients", seed=7)
     random = np.random.default_rng(7)  # read text by text, so the loop draws what the batch drew
+    anatomy = describe(encoder.model)  # type: ignore[arg-type]
+    by_unit: dict[str, list[Any]] = {name: [] for name in found}
+    encoder.model.requires_grad_(True)
+    encoder.model.zero_grad()
     for text, length in enumerate(LENGTHS):
         inputs = {name: tensor[text : text + 1, :length] for name, tensor in tensors(arrays, encoder).items()}
         gates = {name: torch.ones(linear.in_features, requires_grad=True) for name, linear in linears(encoder).items()}
@@ -73,21 +108,35 @@ def test_gradients_equal_a_loop_over_texts(family: str, task: str) -> None:
             linear.register_forward_pre_hook(lambda _m, args, gate=gates[name]: (args[0] * gate,))
             for name, linear in linears(encoder).items()
         ]
-        probe_loss(encoder, encoder(**inputs), random).backward()
+        output = encoder(**inputs)
+        label = torch.tensor(arrays["labels"][text : text + 1]) if labelled else None
+        loss = probe_loss(encoder, output, random) if label is None else task_loss(encoder, output, label)
+        loss.backward()
         for handle in handles:
             handle.remove()
         for name, gate in gates.items():
-            np.testing.assert_allclose(found[name].gradients[text], gate.grad, rtol=2e-3, atol=1e-5)
-            assert found[name].gram is None
+            assert gate.grad is not None
+            by_unit[name].append(gate.grad.numpy()[anatomy.group(name).consumer.positions].sum(1))
+    parameters = dict(encoder.model.named_parameters())
+    for name, one in found.items():
+        rows = np.stack(by_unit[name])
+        np.testing.assert_allclose(one.gates[0], np.abs(rows).mean(0), rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(one.gates[1], np.square(rows).mean(0), rtol=4e-3, atol=1e-5)
+        assert one.weight_gradients is not None
+        assert set(one.weight_gradients) == {part.tensor for part in anatomy.group(name).slices}
+        for tensor, gradient in one.weight_gradients.items():
+            expected = parameters[tensor].grad
+            assert expected is not None
+            np.testing.assert_allclose(gradient, expected / len(LENGTHS), rtol=5e-3, atol=1e-5, err_msg=tensor)
 
 
 def linears(encoder: Encoder) -> dict[str, nn.Linear]:
-    return sub_layers(encoder, range(3))  # type: ignore[return-value]
+    return sub_layers(encoder)  # type: ignore[return-value]
 
 
 def test_curvature_is_the_mean_square_of_the_gradient_at_the_output() -> None:
     encoder, arrays = example()
-    found = collect(encoder, [arrays], layers=range(3), curvature=True, gradients=True, seed=2)
+    found = collected(encoder, [arrays], "curvature", seed=2)
     inputs = tensors(arrays, encoder)
     for name, linear in linears(encoder).items():
         shift = torch.zeros(4, 1 if name.startswith("layer.2") else 9, 24, requires_grad=True)
@@ -98,32 +147,38 @@ def test_curvature_is_the_mean_square_of_the_gradient_at_the_output() -> None:
         np.testing.assert_allclose(found[name].curvature, rows.T @ rows / found[name].rows, rtol=1e-3, atol=1e-6)
 
 
-def test_the_dense_indices_of_the_layers_left_name_the_groups() -> None:
+def test_a_model_that_was_cut() -> None:
     model = tiny("bert")
     anatomy = describe(model)
     keep = {**anatomy.identity(), "layers": (0, 2), "layer.0.neurons": (), "layer.2.heads": (1,)}
     small = cut(model, anatomy, Plan(anatomy.fingerprint, keep))
     arrays = {name: tensor.numpy() for name, tensor in batch(model).items()}
-    found = collect(Encoder(small, anatomy.layout), [arrays], layers=(0, 2), curvature=True, gradients=True)
-    sizes = {name: (one.gram.shape, one.gradients.shape) for name, one in found.items() if one.gram is not None}
+    found = collected(Encoder(small, anatomy.layout), [arrays], "gram", "gates")
+    sizes = {name: (one.gram.shape, one.gates.shape) for name, one in found.items()}  # type: ignore[union-attr]
     assert sizes == {
-        "layer.0.heads": ((25, 25), (4, 24)),
-        "layer.2.heads": ((7, 7), (4, 6)),
-        "layer.2.neurons": ((21, 21), (4, 20)),
+        "layer.0.heads": ((25, 25), (2, 4)),
+        "layer.1.heads": ((7, 7), (2, 1)),
+        "layer.1.neurons": ((21, 21), (2, 20)),
     }
+
+
+def test_what_cannot_be_collected_is_named() -> None:
+    encoder, arrays = example()
+    with pytest.raises(ValueError, match="not hessian"):
+        collected(encoder, [arrays], "gram", "hessian")
 
 
 def test_a_model_that_overflows_is_named() -> None:
     encoder, arrays = example()
     encoder.layers[1].up.weight.data.fill_(float("inf"))
     with pytest.raises(UnsupportedModel, match="not finite"):
-        collect(encoder, [arrays], layers=range(3))
+        collected(encoder, [arrays], "gram")
 
 
 def test_progress_counts_texts() -> None:
     encoder, arrays = example()
     told: list[int] = []
-    collect(encoder, [arrays, arrays], layers=range(3), progress=told.append)
+    collected(encoder, [arrays, arrays], "gram", progress=told.append)
     assert told == [4, 4]
 
 

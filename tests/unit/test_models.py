@@ -14,8 +14,8 @@ from transformers.utils import logging as hf_logging
 from paredown.anatomy import describe
 from paredown.encoder import Encoder
 from paredown.errors import UnsupportedModel
-from paredown.models import build_empty, fingerprint, load_model, save_tokenizer
-from tests.contracts.families import FAMILIES, LABELS, TASKS, batch, save, stock, tiny
+from paredown.models import ENCODERS, build_empty, fingerprint, load_model, save_tokenizer
+from tests.contracts.families import DECODERS, FAMILIES, LABELS, TASKS, batch, save, stock, tiny
 
 CLASSIFIER, EMBEDDER = TASKS
 
@@ -94,7 +94,19 @@ def test_task_may_be_chosen(folder: Path) -> None:
     loaded = load_model(folder, task=EMBEDDER)
     assert (loaded.task, loaded.labels, type(loaded.model).__name__) == (EMBEDDER, None, "BertModel")
     describe(loaded.model, task=EMBEDDER)
-    refused(folder, "no task 'causal-lm'", CLASSIFIER, EMBEDDER, task="causal-lm")
+    refused(folder, "bert model, which does not do causal-lm", task="causal-lm")
+    refused(folder, "no task 'chat'", CLASSIFIER, EMBEDDER, "causal-lm", task="chat")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_decoder_is_a_causal_language_model(family: str, tmp_path: Path) -> None:
+    loaded = load_model(save(tiny(family, "causal-lm", vocab_size=64), tmp_path / "model"))  # Qwen2 adds a token
+    assert (loaded.task, loaded.labels, loaded.max_length) == ("causal-lm", None, 38)
+    assert describe(loaded.model).family in (family, "gemma3")
+    with pytest.raises(UnsupportedModel, match=f"'{family}'.*supported are bert"):
+        load_model(tmp_path / "model", families=ENCODERS)
+    with pytest.raises(UnsupportedModel, match="does not do text-embedding"):
+        load_model(tmp_path / "model", task=EMBEDDER)
 
 
 def test_an_untrained_pooler_is_left_out(tmp_path: Path) -> None:
@@ -169,7 +181,7 @@ def test_bad_configs(folder: Path) -> None:
     path = folder / "config.json"
     good = path.read_text()
     for changes, words in (
-        ({"model_type": "llama"}, ("'llama'", *FAMILIES)),
+        ({"model_type": "t5"}, ("'t5'", *FAMILIES)),
         ({"model_type": None}, ("names no model_type",)),
         ({"problem_type": "regression"}, ("regression",)),
         ({"problem_type": "multi_label_classification"}, ("multi_label_classification",)),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PRUNE = ["prune", "./model", "--data", "train.csv", "--out", "slim"]
 
+STUDY = "--data --eval --text-column --label-column --labels --out --threads --seed --json"
+
 # What users have in their scripts: a name may be added, none may go.
 FROZEN = {
     "prune": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length --max-drop "
@@ -28,8 +30,12 @@ FROZEN = {
     "bench": "--eval --text-column --target --batch-size --threads --json",
     "inspect": "--json",
     "demo": "--out --minutes --json",
+    "score": f"--criterion {STUDY}",
+    "sensitivity": f"--units --fractions --criterion --recover {STUDY}",
+    "compare": f"--criteria --units --fractions --recover --ranking --seeds {STUDY}",
 }
 ARGUMENTS = {"prune": ["model"], "validate": ["bundle"], "bench": ["a", "b"], "inspect": ["bundle"], "demo": []}
+ARGUMENTS |= {verb: ["model"] for verb in ("score", "sensitivity", "compare")}
 
 
 def options(verb: str) -> set[str]:

@@ -35,7 +35,7 @@ def without(model: PreTrainedModel, anatomy: Anatomy, name: str, calibration: li
     layer, role = int(name.split(".")[1]), "output" if name.endswith("heads") else "down"
     gone = copy.deepcopy(model)
     linear = gone.get_submodule(f"{anatomy.layout.layers}.{layer}.{anatomy.layout.layer_names[role]}")
-    found = collect(Encoder(model, anatomy.layout), calibration, layers=range(anatomy.group("layers").units))[name]
+    found = collect(Encoder(model, anatomy.layout), anatomy, calibration, ["gram"])[name]
     assert found.gram is not None
     mean = torch.from_numpy(found.gram[-1, :-1] / found.rows).to(linear.weight.dtype)
     with torch.no_grad():

@@ -137,7 +137,9 @@ def test_long_runs_do_not_drift() -> None:
 
 def evidence(units: int, *, seed: int = 0) -> Evidence:
     gram, weight, curvature = problem(units, seed=seed)
-    return Evidence(singles(units), weight[:-1], weight[-1], np.zeros((units, 1)), gram, curvature, texts=8)
+    return Evidence(
+        singles(units), weight[:-1], weight[-1], np.zeros((units, 1)), texts=8, gram=gram, curvature=curvature
+    )
 
 
 def test_scores_rank_units_in_the_order_of_elimination() -> None:
@@ -158,7 +160,7 @@ def test_a_removal_cheaper_than_the_one_before_does_not_raise_the_rest() -> None
     x[:, 1] = x[:, 0] + 0.01 * random.standard_normal(300)
     x = np.concatenate([x, np.ones((300, 1))], axis=1)
     weight = np.asarray([[3.0], [-3.0], [20.0], [30.0], [0.0]])
-    one = Evidence(singles(4), weight[:-1], weight[-1], np.zeros((4, 1)), x.T @ x, texts=1)
+    one = Evidence(singles(4), weight[:-1], weight[-1], np.zeros((4, 1)), texts=1, gram=x.T @ x)
     found = eliminate(one.gram, weight, one.positions)
     assert np.diff(found.errors)[1] < np.diff(found.errors)[0]
     assert np.sort(obs.score(one)).sum() == pytest.approx(found.errors[-1], rel=1e-6)

@@ -133,7 +133,7 @@ def test_one_projection_is_the_ridge_regression_towards_its_start() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
     x, residual, target = (torch.randn(2, 4, width) for width in (5, 3, 3))
     with torch.no_grad():
-        reconstruct._refit(linear, lambda _: x, [residual], [target], [mask], False)
+        reconstruct._refit(linear, lambda _: x, [target - residual], [mask], False)
     rows = mask.bool().numpy()
     z = np.concatenate([x.double().numpy()[rows], np.ones((4, 1))], axis=1)
     y = (target - residual).double().numpy()[rows]
@@ -151,7 +151,7 @@ def test_a_projection_without_bias(width: int) -> None:
     x = torch.randn(2, 6, width)
     target = x @ torch.ones(width, 3) + 5.0  # the constant is out of its reach
     with torch.no_grad():
-        reconstruct._refit(linear, lambda _: x, [torch.zeros(2, 6, 3)], [target], [torch.ones(2, 6)], False)
+        reconstruct._refit(linear, lambda _: x, [target], [torch.ones(2, 6)], False)
     assert linear.bias is None and linear.weight.isfinite().all()
 
 

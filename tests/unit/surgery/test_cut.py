@@ -9,9 +9,9 @@ from paredown.anatomy import describe
 from paredown.encoder import Encoder
 from paredown.errors import FingerprintMismatch
 from paredown.models import build_empty
-from paredown.surgery import cut, mask, parameters, shape_of
+from paredown.surgery import cut, mask, parameters
 from paredown.types import Anatomy, Plan
-from tests.contracts.families import FAMILIES, batch, stock, tiny
+from tests.contracts.families import FAMILIES, batch, stock, tiny, widths
 
 # That a cut equals its mask, in every family, is a contract: tests/contracts/test_anatomy.py.
 
@@ -35,7 +35,7 @@ def test_the_right_rows_and_columns_stay() -> None:
     assert torch.equal(new.intermediate.dense.weight, old.intermediate.dense.weight[[3, 19]])
     assert torch.equal(new.intermediate.dense.bias, old.intermediate.dense.bias[[3, 19]])
     assert torch.equal(new.output.dense.weight, old.output.dense.weight[:, [3, 19]])
-    assert shape_of(small, anatomy.layout) == [(2, 2), (4, 20)]
+    assert widths(small) == [(2, 2), (4, 20)]
     # 2 heads: 3 * (12 * 24 + 12) + 24 * 12 rows and columns; 18 neurons: 18 * (24 + 1 + 24); a layer: counted whole
     layer = sum(p.numel() for p in model.get_submodule("bert.encoder.layer.0").parameters())
     assert parameters(model) - parameters(small) == 3 * (12 * 24 + 12) + 24 * 12 + 18 * (24 + 1 + 24) + layer

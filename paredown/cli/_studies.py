@@ -1,0 +1,211 @@
+"""The subcommands that look before anything is cut: score, sensitivity, compare."""
+
+from __future__ import annotations
+
+import json as _json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from paredown.cli import _options as options
+from paredown.cli import _output
+from paredown.cli._progress import shown
+from paredown.errors import ParedownError
+
+WHAT = "What to study"
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder of transformers, or a name on the hub.")]
+Data = Annotated[
+    str, typer.Option("--data", metavar="FILE", help="Examples to score with.", rich_help_panel=options.DATA)
+]
+Labels = Annotated[
+    bool,
+    typer.Option(
+        "--labels",
+        help="Gradients of the task loss on the data's labels, instead of the label-free divergence.",
+        rich_help_panel=WHAT,
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="A folder for a page, and for the figures as JSON lines.",
+        rich_help_panel=options.RUN,
+    ),
+]
+Units = Annotated[
+    str, typer.Option("--units", metavar="A,B", help="heads, neurons, layers, sublayers.", rich_help_panel=WHAT)
+]
+Fractions = Annotated[
+    str,
+    typer.Option("--fractions", metavar="A,B", help="Shares that go: .1,.3 or 10%,30%.", rich_help_panel=WHAT),
+]
+Recover = Annotated[
+    Literal["none", "compensate", "reconstruct"],
+    typer.Option("--recover", help="What is done after each cut; nothing is trained.", rich_help_panel=WHAT),
+]
+
+
+def score(
+    model: Model,
+    *,
+    data: Data,
+    criterion: Annotated[
+        str, typer.Option("--criterion", metavar="NAME", help="A file of paredown/importance.", rich_help_panel=WHAT)
+    ] = "obs",
+    eval: options.Eval = None,
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    labels: Labels = False,
+    out: Out = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Show how much each head, neuron or layer of MODEL matters by one criterion, as a heat map."""
+    asked = _asked(model, data, eval, text_column, label_column, labels, threads, seed)
+    with shown() as progress:
+        from paredown import pipeline
+
+        facts = pipeline.score_model(
+            pipeline.StudySettings(**asked), criterion=criterion.replace("-", "_"), progress=progress
+        )
+    return _finished(facts, "score", out, json)
+
+
+def sensitivity(
+    model: Model,
+    *,
+    data: Data,
+    eval: options.Eval = None,
+    units: Units = "heads,neurons,sublayers,layers",
+    fractions: Fractions = ".25,.5,.75",
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            "--criterion",
+            metavar="NAME",
+            help="What ranks heads and neurons; obs by default.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    recover: Recover = "none",
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    labels: Labels = False,
+    out: Out = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Show what each layer of MODEL alone can lose: curves, heat maps, and the layers in order."""
+    asked = _asked(model, data, eval, text_column, label_column, labels, threads, seed)
+    with shown() as progress:
+        from paredown import pipeline
+
+        facts = pipeline.sensitivity(
+            pipeline.StudySettings(**asked),
+            units=_names(units),
+            fractions=_shares(fractions),
+            criterion=criterion and criterion.replace("-", "_"),
+            recover=recover,
+            progress=progress,
+        )
+    return _finished(facts, "sensitivity", out, json)
+
+
+def compare(
+    model: Model,
+    *,
+    data: Data,
+    eval: options.Eval = None,
+    criteria: Annotated[
+        str, typer.Option("--criteria", metavar="A,B", help="By default every one there is.", rich_help_panel=WHAT)
+    ] = "",
+    units: Units = "heads,neurons",
+    fractions: Fractions = ".1,.3,.5",
+    recover: Recover = "none",
+    ranking: Annotated[
+        Literal["global", "layer"],
+        typer.Option("--ranking", help="Over all layers, or the same share of each.", rich_help_panel=WHAT),
+    ] = "global",
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, metavar="N", help="Draws of calibration texts.", rich_help_panel=WHAT)
+    ] = 3,
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    labels: Labels = False,
+    out: Out = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Compare criteria on MODEL: the quality left by each, at each share, with intervals over texts and seeds."""
+    asked = _asked(model, data, eval, text_column, label_column, labels, threads, seed)
+    with shown() as progress:
+        from paredown import pipeline
+
+        facts = pipeline.compare(
+            pipeline.StudySettings(**asked),
+            criteria=_names(criteria),
+            units=_names(units),
+            fractions=_shares(fractions),
+            recover=recover,
+            ranking=ranking,
+            seeds=seeds,
+            progress=progress,
+        )
+    return _finished(facts, "compare", out, json)
+
+
+def _asked(
+    model: str,
+    data: str,
+    eval: str | None,
+    text_column: str | None,
+    label_column: str | None,
+    labels: bool,
+    threads: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    columns = {"text_column": text_column, "label_column": label_column}
+    return {
+        "model": model, "data": data, "eval": eval, **columns, "labels": labels, "threads": threads, "seed": seed
+    }  # fmt: skip
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
+
+
+def _shares(text: str) -> list[float]:
+    """The shares that ".1,.3" or "10%,30%" mean."""
+    found = []
+    for said in _names(text):
+        try:
+            found.append(float(said.removesuffix("%")) / (100 if said.endswith("%") else 1))
+        except ValueError:
+            raise ParedownError(f"{said!r} is not a share: write .3 or 30%") from None
+    return found
+
+
+def _finished(facts: Mapping[str, Any], verb: str, out: str | None, as_json: bool) -> int:
+    """Prints the study; with a folder, leaves a page and JSON lines there: what was studied first, then each row."""
+    from paredown.files import replacing
+    from paredown.report import study
+
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {key: value for key, value in facts.items() if key != "rows"}
+        with replacing(folder / f"{verb}.jsonl") as beside:
+            beside.write_text("".join(f"{_json.dumps(line)}\n" for line in (about, *facts.get("rows", ()))))
+        study.write(facts, folder / f"{verb}.html")
+    code = _output.finished(facts, study.terminal(facts), as_json=as_json)
+    if out is not None and not as_json:
+        print(f"  page: {Path(out) / f'{verb}.html'}")
+    return code

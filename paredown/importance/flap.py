@@ -1,0 +1,24 @@
+"""FLAP: how much a unit's contribution fluctuates about its mean, which a bias can stand in for (An et al. 2024,
+arXiv:2312.11983).
+
+The bias is put in by `paredown.recovery.compensate`.
+"""
+
+import numpy as np
+
+from paredown.importance._evidence import Evidence
+from paredown.types import Array
+
+UNITS = ("head", "neuron")
+NEEDS = ("moments",)
+
+
+def score(evidence: Evidence) -> Array:
+    """[U]: mean over the unit's inputs of Var(x_j) |W_j|^2, standardized over all inputs of the group; least is 0."""
+    assert evidence.moments is not None
+    mean, square, _ = evidence.moments
+    variance = np.maximum(square - mean**2, 0)
+    by_input = variance * np.square(evidence.outgoing, dtype=np.float64).sum(axis=1)
+    spread = float(by_input.std())
+    values = (by_input / (spread or 1.0))[evidence.positions].mean(axis=1)
+    return np.asarray(values - values.min(initial=np.inf)) if len(values) else values

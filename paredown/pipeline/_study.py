@@ -1,0 +1,296 @@
+"""Looking before cutting: how much units matter, what each layer can lose, and which criterion is right for a model.
+
+Everything here is judged on the guardrail texts; the test split stays closed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from paredown import registry
+from paredown.calibration import Batch
+from paredown.cores import cores
+from paredown.encoder import Encoder
+from paredown.errors import ParedownError
+from paredown.importance import criteria as criteria_of
+from paredown.importance import score_each
+from paredown.pipeline._memory import give_back_what_is_freed
+from paredown.pipeline._prepare import CALIBRATION_BATCH_TOKENS, Prepared, outputs_of, prepare
+from paredown.pipeline._settings import Progress, Settings, Silent
+from paredown.planning import Shares, by_shares
+from paredown.recovery import recover as recover_by
+from paredown.surgery import cut, parameters
+from paredown.tasks import length_sorted_batches
+from paredown.types import Array, Interval, Plan, Scores, canonical_json, finite
+from paredown.validation.machine import card
+from paredown.validation.quality import mean_drop
+
+UNITS = {"heads": "head", "neurons": "neuron", "layers": "layer", "sublayers": "sublayer"}
+RECOVERIES = ("none", "compensate", "reconstruct")
+STUDIED_TOKENS = 24_000  # of calibration texts per seed
+DEFAULT_CRITERION = {"heads": "obs", "neurons": "obs", "layers": "block_influence", "sublayers": "block_influence"}
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What the three verbs have in common. `labels`: gradients are those of the task loss, not of the divergence."""
+
+    model: str
+    data: str
+    eval: str | None = None
+    task: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    pair_column: str | None = None
+    score_column: str | None = None
+    labels: bool = False
+    seed: int = 0
+    threads: int | None = None
+    max_length: int | None = None
+
+    def settings(self) -> Settings:
+        """The same, as the main job takes it."""
+        shared = {name: value for name, value in vars(self).items() if name != "labels"}
+        return Settings(**shared, out="")
+
+
+@dataclass
+class Study:
+    """A dense model with its texts, ready to be cut in many ways."""
+
+    asked: StudySettings
+    prepared: Prepared
+    progress: Progress
+    _batches: dict[int, list[Batch]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dense: Array = outputs_of(self.prepared.encoder, self.prepared.guardrail)
+
+    @property
+    def metric(self) -> str:
+        return self.prepared.task.metric_name(self.prepared.splits.guardrail)
+
+    def batches(self, seed: int) -> list[Batch]:
+        """Calibration batches of texts drawn by this seed, with their labels if those are to count."""
+        if seed not in self._batches:
+            tokens, data = self.prepared.calibration, self.prepared.splits.calibration
+            drawn = np.random.default_rng([self.asked.seed, seed]).permutation(len(tokens))
+            count = max(1, int(np.searchsorted(np.cumsum(tokens.lengths[drawn]), STUDIED_TOKENS)))
+            found = length_sorted_batches(tokens, indices=drawn[:count], most_tokens=CALIBRATION_BATCH_TOKENS)
+            labels = data.labels if self.asked.labels else None
+            batches = [arrays if labels is None else {**arrays, "labels": labels[at]} for at, arrays in found]
+            shuffled = np.random.default_rng(0).permutation(len(batches))  # the last ones judge a recovery
+            self._batches[seed] = [batches[i] for i in shuffled]
+        return self._batches[seed]
+
+    def scores(self, names: Sequence[str], seed: int, *, drop: int = 1) -> dict[str, Scores]:
+        """By several criteria, from the texts of one seed."""
+        prepared = self.prepared
+        found = score_each(
+            prepared.model, prepared.anatomy, self.batches(seed), names, drop=drop, seed=self.asked.seed + seed
+        )
+        give_back_what_is_freed()
+        return found
+
+    def outputs(self, plan: Plan, recover: str, seed: int) -> tuple[Array, int]:
+        """What the model answers to the guardrail texts once it is cut and recovered, and its parameters."""
+        prepared = self.prepared
+        small = cut(prepared.model, prepared.anatomy, plan)
+        if recover != "none":
+            small = recover_by(
+                small,
+                method=recover,
+                teacher=prepared.model,
+                anatomy=prepared.anatomy,
+                plan=plan,
+                batches=self.batches(seed),
+            )
+        return outputs_of(Encoder(small, prepared.anatomy.layout), prepared.guardrail), parameters(small)
+
+    def judged(self, outputs: Sequence[Array]) -> tuple[float, Interval]:
+        """Mean quality over seeds, and the mean drop with its interval."""
+        prepared = self.prepared
+        return mean_drop(prepared.task, self.dense, outputs, prepared.splits.guardrail, seed=self.asked.seed)
+
+    def about(self) -> dict[str, Any]:
+        """What every study says of itself."""
+        prepared = self.prepared
+        quality = prepared.task.metrics(self.dense, prepared.splits.guardrail, self.dense)
+        return {
+            "model": self.asked.model,
+            "task": prepared.task.NAME,
+            "family": prepared.anatomy.family,
+            "quality_metric": self.metric,
+            "quality_dense": quality.get(self.metric, 1.0),
+            "samples": len(prepared.splits.guardrail),
+            "loss": "task" if self.asked.labels else "divergence",
+            "parameters_dense": parameters(prepared.model),
+            "notes": list(prepared.notes),
+            "machine": card(),
+        }
+
+
+@contextmanager
+def _opened(asked: StudySettings, progress: Progress) -> Iterator[Study]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(asked.threads or cores())
+    try:
+        progress.stage("Reading model and data")
+        prepared = prepare(asked.settings())
+        if asked.labels and prepared.splits.calibration.labels is None:
+            raise ParedownError("The task loss needs labels, and the data has none: leave --labels out.")
+        yield Study(asked, prepared, progress)
+    finally:
+        torch.set_num_threads(before)
+
+
+def score_model(asked: StudySettings, *, criterion: str, progress: Progress | None = None) -> dict[str, Any]:
+    """How much every unit matters by one criterion: `values` by group, for a heat map."""
+    progress = progress or Silent()
+    registry.find("importance", criterion)
+    with _opened(asked, progress) as study:
+        progress.stage(f"Scoring by {criterion}")
+        scores = study.scores([criterion], 0)[criterion]
+        return _plain({**study.about(), "criterion": criterion, "source": scores.source, "values": scores.values})
+
+
+def sensitivity(
+    asked: StudySettings,
+    *,
+    units: Sequence[str] = ("heads", "neurons", "sublayers", "layers"),
+    fractions: Sequence[float] = (0.25, 0.5, 0.75),
+    criterion: str | None = None,
+    recover: str = "none",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What each layer alone can lose: `rows` of quality by unit, layer and fraction, and the layers in order.
+
+    The units of one layer go in the order of the criterion ("obs" by default); a layer, or one of its sub-layers, goes
+    as a whole.
+    """
+    progress = progress or Silent()
+    _check(units, fractions, recover)
+    with _opened(asked, progress) as study:
+        anatomy = study.prepared.anatomy
+        depth = anatomy.group("layers").units
+        ranked = {unit: criterion or DEFAULT_CRITERION[unit] for unit in units if unit in ("heads", "neurons")}
+        for unit, name in ranked.items():
+            if name not in criteria_of(UNITS[unit]):
+                raise ParedownError(f"{name} does not rank {unit}; {', '.join(criteria_of(UNITS[unit]))} do.")
+        progress.stage("Scoring")
+        scores = study.scores(sorted(set(ranked.values())), 0) if ranked else {}
+        plans = list(_alone(study, ranked, scores, units, fractions))
+        progress.stage("Cutting one layer at a time", len(plans))
+        rows = []
+        lost: dict[str, dict[int, list[float]]] = {}
+        for unit, layer, fraction, plan in plans:
+            outputs, size = study.outputs(plan, recover, 0)
+            quality, drop = study.judged([outputs])
+            row = {"unit": unit, "layer": layer, "fraction": fraction, "quality": quality, "drop": drop}
+            rows.append({**row, "parameters": size})
+            lost.setdefault(unit, {}).setdefault(layer, []).append(drop.value)
+            progress.advance(1)
+        order = {unit: sorted(by_layer, key=lambda i: float(np.mean(by_layer[i]))) for unit, by_layer in lost.items()}
+        facts = {**study.about(), "criterion": ranked, "recover": recover, "layers": depth, "rows": rows}
+        return _plain({**facts, "most_prunable_first": order})
+
+
+def _alone(
+    study: Study,
+    ranked: Mapping[str, str],
+    scores: Mapping[str, Scores],
+    units: Sequence[str],
+    fractions: Sequence[float],
+) -> Iterator[tuple[str, int, float, Plan]]:
+    """One plan for each unit, layer and fraction; everything else stays."""
+    anatomy = study.prepared.anatomy
+    depth = anatomy.group("layers").units
+    for unit, layer in itertools.product(units, range(depth)):
+        if unit == "layers":
+            if depth > 1:
+                kept = tuple(i for i in range(depth) if i != layer)
+                yield unit, layer, 1.0, Plan(anatomy.fingerprint, {**anatomy.identity(), "layers": kept})
+        elif unit == "sublayers":
+            for kind in ("heads", "neurons"):
+                plan = Plan(anatomy.fingerprint, {**anatomy.identity(), f"layer.{layer}.{kind}": ()})
+                yield ("attention" if kind == "heads" else "ffn"), layer, 1.0, plan
+        else:
+            total = anatomy.group(f"layer.{layer}.{unit}").units
+            for fraction in fractions:
+                share = Shares(**{unit: min(round(fraction * total), total - 1)})
+                plan = by_shares(anatomy, scores[ranked[unit]], share, protect=(layer, depth - 1 - layer))
+                yield unit, layer, fraction, plan
+
+
+def compare(
+    asked: StudySettings,
+    *,
+    criteria: Sequence[str] = (),
+    units: Sequence[str] = ("heads", "neurons"),
+    fractions: Sequence[float] = (0.1, 0.3, 0.5),
+    recover: str = "none",
+    ranking: str = "global",
+    protect: tuple[int, int] = (0, 0),
+    seeds: int = 3,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quality by criterion and fraction, every kind of unit for itself: `rows`, each a mean over seeds with interval.
+
+    A seed draws the calibration texts (and the random control). Without `criteria` all those of the kind are compared.
+    """
+    progress = progress or Silent()
+    _check(units, fractions, recover)
+    for name in criteria:
+        registry.find("importance", name)
+    named = {unit: [c for c in criteria_of(UNITS[unit]) if not criteria or c in criteria] for unit in units}
+    unused = set(criteria) - {name for names in named.values() for name in names}
+    if unused:
+        raise ParedownError(f"{', '.join(sorted(unused))} ranks none of {', '.join(units)}.")
+    with _opened(asked, progress) as study:
+        anatomy = study.prepared.anatomy
+        depth = anatomy.group("layers").units
+        found: dict[tuple[str, str, float], list[tuple[Array, int]]] = {}
+        total = seeds * sum(len(names) for names in named.values()) * len(fractions)
+        progress.stage("Comparing criteria", total)
+        every = sorted({name for names in named.values() for name in names})
+        for seed in range(seeds):
+            shallow = study.scores(every, seed)
+            for unit, fraction in itertools.product(units, fractions):
+                share = Shares(**{unit: fraction})
+                drop = share.count(unit, depth if unit == "layers" else 2 * depth)
+                blocks = [c for c in named[unit] if unit in ("layers", "sublayers")]
+                scores = study.scores(blocks, seed, drop=drop) if blocks and drop > 1 else shallow
+                for name in named[unit]:
+                    plan = by_shares(anatomy, scores[name], share, ranking=ranking, protect=protect)
+                    found.setdefault((unit, name, fraction), []).append(study.outputs(plan, recover, seed))
+                    progress.advance(1, f"{name}, {fraction:.0%} of the {unit}")
+        rows = []
+        for (unit, name, fraction), outputs in found.items():
+            quality, lost = study.judged([one for one, _ in outputs])
+            row = {"unit": unit, "criterion": name, "fraction": fraction, "quality": quality, "drop": lost}
+            rows.append({**row, "seeds": len(outputs), "parameters": outputs[0][1]})
+        about = {"recover": recover, "ranking": ranking, "protect": list(protect), "seeds": seeds}
+        return _plain({**study.about(), **about, "rows": rows})
+
+
+def _check(units: Sequence[str], fractions: Sequence[float], recover: str) -> None:
+    wrong = [unit for unit in units if unit not in UNITS]
+    if wrong or not units:
+        raise ParedownError(f"There is no unit {wrong[0] if wrong else ''!r}; choose among {', '.join(UNITS)}.")
+    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
+        raise ParedownError("Fractions are shares above 0 and below 1, such as 0.3.")
+    if recover not in RECOVERIES:
+        raise ParedownError(f"There is no recovery {recover!r} here; choose {', '.join(RECOVERIES)}.")
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(canonical_json(finite(facts)))
+    return plain

@@ -1,0 +1,146 @@
+"""What a study found, for the terminal and as one self-contained HTML page: heat maps, curves, tables.
+
+A study is the fact sheet of `paredown.pipeline` with the rows of `score`, `sensitivity` or `compare`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from paredown.files import replacing
+from paredown.report import _heat as heat
+from paredown.report import _words as words
+
+Facts = Mapping[str, Any]
+
+SHADES = " ░▒▓█"  # a heat map that a log file can hold
+QUANTILES = 24  # columns of a layer with many neurons
+
+
+def write(facts: Facts, path: Path) -> Path:
+    """The page, written whole or not at all: pictures of the study, its table, and the machine."""
+    page = str(_template().render(view(facts))).encode("utf-8", "replace")
+    with replacing(Path(path)) as beside:
+        beside.write_bytes(page)
+    return Path(path)
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    source = importlib.resources.files("paredown.report").joinpath("study.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(source)
+
+
+def view(facts: Facts) -> dict[str, Any]:
+    """What the page shows: a title, sections of (heading, words, picture), and a table."""
+    from markupsafe import Markup
+
+    title, sections = _sections(facts)
+    head, rows = table_of(facts)
+    return {
+        "title": title,
+        "about": _about(facts),
+        "sections": [(name, said, Markup(picture)) for name, said, picture in sections if picture],
+        "head": head,
+        "rows": rows,
+        "notes": [str(note) for note in facts.get("notes") or ()],
+        "machine": ", ".join(f"{key} {value}" for key, value in _machine(facts)),
+    }
+
+
+def terminal(facts: Facts) -> RenderableType:
+    """The same for the terminal: shaded heat maps and a table."""
+    parts: list[RenderableType] = [Text(_about(facts), style="dim")]
+    for name, labels, rows, says in heat.maps(facts, columns=QUANTILES):
+        parts.append(Text(f"\n{name}", style="bold"))
+        for label, row in zip(labels, rows, strict=True):
+            shaded = "".join(SHADES[0] if v is None else SHADES[min(4, int(v * 4.999))] * 2 for v in row)
+            parts.append(Text(f"{label:>6} {shaded}"))
+        parts.append(Text(f"       {says}", style="dim"))
+    head, rows_ = table_of(facts)
+    if rows_:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for i, title in enumerate(head):
+            table.add_column(Text(title), justify="left" if i < 2 else "right")
+        for cells in rows_:
+            table.add_row(*(Text(cell) for cell in cells))
+        parts += [Text(""), table]
+    return Group(*parts)
+
+
+def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """Heading and cells: by criterion and fraction of a comparison, by layer of a sensitivity study; else nothing."""
+    rows = words.mappings(facts.get("rows"))
+    metric = facts.get("quality_metric")
+    key = "criterion" if any("criterion" in row for row in rows) else "layer"
+    if not rows:
+        return [], []
+    fractions = sorted({row["fraction"] for row in rows})
+    found: dict[tuple[str, str], dict[float, Facts]] = {}
+    for row in rows:
+        found.setdefault((str(row["unit"]), str(row[key])), {})[row["fraction"]] = row
+    order = list(found)
+    if key == "criterion":
+        units = list(dict.fromkeys(unit for unit, _ in order))
+        order.sort(key=lambda name: (units.index(name[0]), _mean_drop(found[name].values())))
+    head = ["unit", key, *(f"drop at {fraction:.0%}" for fraction in fractions)]
+    cells = [[*name, *(_cell(metric, found[name].get(fraction)) for fraction in fractions)] for name in order]
+    return head, cells
+
+
+def _mean_drop(rows: Iterable[Facts]) -> float:
+    drops = [float(row["drop"]["value"]) for row in rows]
+    return sum(drops) / len(drops)
+
+
+def _cell(metric: object, row: Facts | None) -> str:
+    if row is None:
+        return ""
+    ends = words.drop_interval(metric, row.get("drop"))
+    return words.drop(metric, words.mapping(row.get("drop")).get("value")) + (f" [{ends}]" if ends else "")
+
+
+def _sections(facts: Facts) -> tuple[str, list[tuple[str, str, str]]]:
+    if "values" in facts:
+        title = f"Importance by {facts['criterion']}"
+    elif any("criterion" in row for row in words.mappings(facts.get("rows"))):
+        title = "Criteria compared"
+    else:
+        title = "What each layer can lose"
+    sections = []
+    for name, labels, rows, says in heat.maps(facts, columns=48):
+        sections.append((name, says, heat.picture(name, labels, rows)))
+    for name, picture in heat.curves(facts):
+        said = "Lower is better; the band is the 95 % interval of the best one. Random is dashed."
+        sections.append((name, said if "Criteria" in title else "One line per layer.", picture))
+    return title, sections
+
+
+def _about(facts: Facts) -> str:
+    metric = facts.get("quality_metric")
+    said = [str(facts.get("model")), f"{words.metric_name(metric)} {words.quality(metric, facts.get('quality_dense'))}"]
+    if "samples" in facts:
+        said.append(f"{facts['samples']} guardrail texts")
+    if facts.get("recover"):
+        said.append("no recovery" if facts["recover"] == "none" else f"recovery: {facts['recover']}")
+    if facts.get("seeds"):
+        said.append(f"{facts['seeds']} seeds")
+    return ", ".join(said)
+
+
+def _machine(facts: Facts) -> Sequence[tuple[str, Any]]:
+    card = words.mapping(facts.get("machine"))
+    return [(key, card[key]) for key in ("cpu", "cores") if key in card]
