@@ -95,11 +95,24 @@ def newsgroups() -> list[dict[str, Any]]:
     return [made, {"step": "validate on STS-B", **similar}]
 
 
+def criteria() -> list[dict[str, Any]]:
+    """Every criterion against the random control, three draws of calibration texts, nothing recovered."""
+    return [_compare(*_banking77(), "--units", "heads,neurons", "--fractions", ".3,.5")]
+
+
+def criteria_refitted() -> list[dict[str, Any]]:
+    """What the best of them lose once what is left is re-fitted in closed form."""
+    names = ("--criteria", "fisher,flap,l2,obs,random,taylor_gate,wanda")
+    return [_compare(*_banking77(), *names, "--fractions", ".3,.4,.5", "--recover", "reconstruct")]
+
+
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "banking77": banking77,
     "banking77-untrained": banking77_untrained,
     "banking77-twice": banking77_twice,
     "newsgroups": newsgroups,
+    "criteria": criteria,
+    "criteria-refitted": criteria_refitted,
 }
 
 
@@ -107,6 +120,10 @@ def _prune(name: str, *arguments: str) -> dict[str, Any]:
     for leftover in (WORK / name, WORK / f"{name}-rejected", WORK / f".{name}.work"):  # of other code, perhaps
         shutil.rmtree(leftover, ignore_errors=True)
     return {"step": "prune", **_command("prune", *arguments, "--out", str(WORK / name))}
+
+
+def _compare(*arguments: str) -> dict[str, Any]:
+    return {"step": "compare", **_command("compare", *arguments, "--seeds", "3")}
 
 
 def _command(*arguments: str) -> dict[str, Any]:
