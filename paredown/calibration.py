@@ -23,7 +23,7 @@ Batch = Mapping[str, Array]
 
 PROJECTIONS = {"heads": "output", "neurons": "down"}  # of a layer: its attention's, its FFN's
 
-ACTIVE = 1e-4  # an activation above this counts: saturated ones are rounding about zero, of either sign
+ACTIVE = 1.0  # an activation above this counts: from here on GELU and SiLU hand through what they are given
 SOFTENING = 2.0  # temperature of the sampled answers: a model sure of its own training texts would give no gradient
 
 
@@ -159,7 +159,9 @@ def probe_loss(encoder: Network, output: Tensor, random: np.random.Generator) ->
 
 
 def task_loss(encoder: Network, output: Tensor, labels: Tensor) -> Tensor:
-    """The summed cross-entropy of a batch's own labels [B], where they are to count instead of the model's answers."""
+    """The summed cross-entropy of a batch's own labels, where they are to count instead of the model's
+    answers: [B] classes, or the next token of every real token [N], -100 where there is none.
+    """
     return F.cross_entropy(output, labels, reduction="sum")
 
 

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.encoder import blocks_of, inputs_of
 from paredown.types import Layout
+
+LOGIT_ROWS = 512  # of logits held at a time: a vocabulary of 150,000 takes 300 MB then
 
 
 @dataclass(frozen=True)
@@ -172,11 +175,26 @@ class Decoder(nn.Module):
 
     def pool(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits of the real tokens [N, V], from the last layer's stream."""
-        rows = x[attention_mask.bool()]
+        return self._logits(x[attention_mask.bool()])
+
+    def _logits(self, rows: Tensor) -> Tensor:
         for name in self.layout.head:
             rows = self.model.get_submodule(name)(rows)
         cap = self.layout.logit_cap
         return torch.tanh(rows / cap) * cap if cap else rows
+
+    def log_likelihood(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Of every next token, in nats [B, T-1]; 0 where padding comes next. Logits are never held of a whole batch."""
+        x = self.embed(input_ids)
+        mask = self.mask(x, attention_mask)
+        for index in range(len(self.layers)):
+            x = self.step(index, x, mask)
+        followed = attention_mask[:, 1:].bool()
+        rows, following = x[:, :-1][followed].split(LOGIT_ROWS), input_ids[:, 1:][followed].split(LOGIT_ROWS)
+        parts = [-F.cross_entropy(self._logits(r), f, reduction="none") for r, f in zip(rows, following, strict=True)]
+        found = x.new_zeros(followed.shape)
+        found[followed] = torch.cat(parts) if parts else x.new_zeros(0)
+        return found
 
     def without(
         self, *, layers: Collection[int] = (), heads: Collection[int] = (), neurons: Collection[int] = ()

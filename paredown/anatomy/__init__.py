@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from paredown import registry
 from paredown.errors import UnsupportedModel
-from paredown.models import EMBEDDING, TASKS, fingerprint, task_of_class, unsupported_family
+from paredown.models import CAUSAL_LM, EMBEDDING, TASKS, fingerprint, task_of_class, unsupported_family
 from paredown.types import Anatomy
 
 __all__ = ["describe", "fingerprint"]
@@ -18,12 +18,13 @@ def describe(
     """What can be cut from a transformers model: heads, FFN neurons, layers, and their index tables.
 
     `task` is one of `paredown.models.TASKS`, by default what the model's class is for. `pooling` ("cls" or "mean", by
-    default mean) and `normalize` count for embeddings only; a classifier reads its first token. Raises
+    default mean) and `normalize` count for embeddings only; a classifier reads its first token, a language model all
+    of them ("tokens"). Raises
     `UnsupportedModel` naming the family and listing those supported.
     """
     if task not in (None, *TASKS):
         raise UnsupportedModel(f"there is no task {task!r}; choose {', '.join(TASKS)}")
-    if pooling not in (None, "cls", "mean"):
+    if pooling not in (None, "cls", "mean", *(["tokens"] if task == CAUSAL_LM else [])):
         raise UnsupportedModel(f"pooling {pooling!r} is not supported; choose cls or mean")
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", None) or type(model).__name__

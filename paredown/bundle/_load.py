@@ -13,15 +13,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from paredown import registry
 from paredown.anatomy import describe
 from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, WEIGHTS, read_manifest, sha256
 from paredown.cores import cores
-from paredown.encoder import Encoder
 from paredown.errors import BadData, CorruptBundle, ParedownError
-from paredown.models import FAMILIES, build_empty, load_model, silenced, unsupported_family
+from paredown.models import CAUSAL_LM, FAMILIES, build_empty, load_model, silenced, unsupported_family
+from paredown.network import Network, network
 from paredown.surgery import cut, fold
 from paredown.targets import torch as torch_target
 from paredown.tasks import run_batches, tokenize
@@ -58,10 +58,10 @@ class Bundle:
         """The cut transformers model in fp32 and eval mode. Its config still tells the dense model's widths."""
         return self._open()[0]
 
-    def encoder(self) -> Encoder:
+    def network(self) -> Network:
         """The cut model as the forward pass that is exported, timed and served."""
         model, anatomy = self._open()
-        return Encoder(model, anatomy.layout).eval()
+        return network(model.eval(), anatomy.layout)
 
     def _open(self) -> tuple[PreTrainedModel, Anatomy]:
         model, anatomy = build_shell(self.manifest, self.plan)
@@ -72,6 +72,8 @@ class Bundle:
             state |= {name: nn.Parameter(state[name]) for name, _ in model.named_parameters() if name in state}
             state |= {name: state[source] for name, source in self.manifest["tied"].items()}
             model.load_state_dict(state, strict=True, assign=True)
+            if self.manifest.get("generation"):
+                model.generation_config = GenerationConfig.from_dict(dict(self.manifest["generation"]))
         except (SafetensorError, OSError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise CorruptBundle(f"{path} does not hold the weights of this bundle's model: {reason}") from None
@@ -92,7 +94,7 @@ class Bundle:
             raise ParedownError(f"{self.folder} has no {precision} file for {target}; it has {have}")
         count = threads or cores()
         if target == "torch":
-            return torch_target.load_encoder(self.encoder(), threads=count)
+            return torch_target.load_encoder(self.network(), threads=count)
         runner: Runner = registry.find("targets", target).load(self.folder / str(file), threads=count)
         return runner
 
@@ -106,6 +108,8 @@ class Bundle:
         Texts are cut at the manifest's `max_length` tokens. Tokenizer and runner are kept for the next call. Raises
         `BadData` when there is no text.
         """
+        if self.manifest["task"] == CAUSAL_LM:
+            raise BadData(f"{self.folder} is a language model: use its model().generate and its tokenizer()")
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise BadData("predict takes a list of texts with at least one in it")
         tokenizer, runner = self._serving
@@ -152,7 +156,7 @@ def torch_runner(path: str, *, threads: int) -> Runner:
         return load(path).runner(target="torch", threads=threads)
     dense = load_model(path)
     anatomy = describe(dense.model, task=dense.task, pooling=dense.pooling, normalize=dense.normalize)
-    return torch_target.load_encoder(Encoder(dense.model, anatomy.layout).eval(), threads=threads)
+    return torch_target.load_encoder(network(dense.model.eval(), anatomy.layout), threads=threads)
 
 
 def build_shell(manifest: Mapping[str, Any], plan: Plan) -> tuple[PreTrainedModel, Anatomy]:

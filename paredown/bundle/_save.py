@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -36,7 +36,7 @@ from paredown.bundle._format import (
 )
 from paredown.bundle._load import Bundle, build_shell
 from paredown.errors import BadData, FingerprintMismatch, ParedownError
-from paredown.models import LoadedModel, save_tokenizer
+from paredown.models import CAUSAL_LM, LoadedModel, save_tokenizer
 from paredown.types import Anatomy, Plan, canonical_json
 
 
@@ -82,6 +82,8 @@ def save(
         "accepted": accepted,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if loaded.task == CAUSAL_LM:
+        manifest["generation"] = cast(Any, loaded.model).generation_config.to_diff_dict()
     manifest = json.loads(canonical_json(manifest))  # as it will be read: the config's integer keys become text
     shell, own = build_shell(manifest, plan)
     tensors, manifest["tied"] = _tensors(model, own.layout.unused)

@@ -11,10 +11,19 @@ import typer
 
 from paredown.errors import BadData, ParedownError
 
-DATA, BUDGET, TARGET, RUN = "Data", "Budget", "Target", "Run"  # the panels of --help
+DATA, BUDGET, AMOUNT, TARGET, RUN = (
+    "Data",
+    "Budget",
+    "Amount: instead of a speed or a drop",
+    "Target",
+    "Run",
+)  # the panels of --help
 
 TargetName = Literal["onnxruntime", "openvino", "torch"]
-TaskName = Literal["text-classification", "text-embedding"]
+TaskName = Literal["text-classification", "text-embedding", "causal-lm"]
+Recovery = Literal["none", "compensate", "reconstruct", "distill", "finetune"]
+Ranking = Literal["global", "layer"]
+Schedule = Literal["linear", "cubic", "exponential"]
 
 BARE_BELOW = 0.1  # from here on a number without a percent sign could be meant in percent: 0.5, 1
 
@@ -37,6 +46,21 @@ def share(text: str) -> float:
         raise typer.BadParameter(
             f"{said} could mean {number:g}% or {number:.0%}: write {number:g}% or {number / 100:g}"
         )
+    return value
+
+
+def amount(text: str) -> float:
+    """What "25%" (0.25), "0.25" or "2" takes away: a share of the original model's, or a number.
+
+    Raises `typer.BadParameter`.
+    """
+    said = str(text).strip()
+    try:
+        value = float(said.removesuffix("%")) / (100 if said.endswith("%") else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{said!r} is not an amount: write 25%, 0.25 or 2") from None
+    if not math.isfinite(value) or value < 0 or (value >= 1 and (said.endswith("%") or value != int(value))):
+        raise typer.BadParameter(f"{said} is neither a share below 100% nor a whole number: write 25%, 0.25 or 2")
     return value
 
 
@@ -143,6 +167,95 @@ SameMaxDrop = Annotated[
         rich_help_panel=BUDGET,
     ),
 ]
+Heads = Annotated[
+    float | None,
+    typer.Option(
+        "--heads", metavar="AMOUNT", parser=amount, help="25% of the heads, or a number.", rich_help_panel=AMOUNT
+    ),
+]
+Queries = Annotated[
+    float | None,
+    typer.Option(
+        "--queries",
+        metavar="AMOUNT",
+        parser=amount,
+        help="Query heads of every group that shares keys and values (--heads are whole groups then).",
+        rich_help_panel=AMOUNT,
+    ),
+]
+Neurons = Annotated[
+    float | None,
+    typer.Option("--neurons", metavar="AMOUNT", parser=amount, help="FFN neurons.", rich_help_panel=AMOUNT),
+]
+Layers = Annotated[
+    float | None,
+    typer.Option("--layers", metavar="AMOUNT", parser=amount, help="Whole layers.", rich_help_panel=AMOUNT),
+]
+Sublayers = Annotated[
+    float | None,
+    typer.Option(
+        "--sublayers",
+        metavar="AMOUNT",
+        parser=amount,
+        help="Attention or FFN of a layer alone.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+Parameters = Annotated[
+    float | None,
+    typer.Option(
+        "--parameters",
+        metavar="SHARE",
+        parser=amount,
+        help="What is to be left of all parameters, heads and neurons going as they matter.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+Criterion = Annotated[
+    str, typer.Option("--criterion", metavar="NAME", help="What ranks heads and neurons.", rich_help_panel=AMOUNT)
+]
+DepthCriterion = Annotated[
+    str, typer.Option("--depth-criterion", metavar="NAME", help="What ranks layers.", rich_help_panel=AMOUNT)
+]
+HowRanked = Annotated[
+    Ranking, typer.Option("--ranking", help="Over all layers, or the same share of each.", rich_help_panel=AMOUNT)
+]
+Protect = Annotated[
+    int | None,
+    typer.Option(
+        "--protect",
+        min=0,
+        metavar="N",
+        help="First and last layers that stay whole; 2 of a language model (fewer of a short one), else 0.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+Rounds = Annotated[
+    int,
+    typer.Option(
+        "--rounds",
+        min=1,
+        metavar="N",
+        help="Scored, cut and recovered so many times; amounts are of the original model.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+HowScheduled = Annotated[
+    Schedule, typer.Option("--schedule", help="How much of it goes in which round.", rich_help_panel=AMOUNT)
+]
+HowRecovered = Annotated[
+    Recovery, typer.Option("--recover", help="What follows each cut; the last two train.", rich_help_panel=AMOUNT)
+]
+Lora = Annotated[
+    int,
+    typer.Option("--lora", min=0, metavar="RANK", help="Train LoRA matrices of this rank.", rich_help_panel=AMOUNT),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", min=1, metavar="N", help="Training steps in all, instead of --minutes.", rich_help_panel=AMOUNT
+    ),
+]
 Confidence = Annotated[
     float,
     typer.Option(
@@ -159,6 +272,15 @@ SameConfidence = Annotated[
         metavar="SHARE",
         help="How sure the gate has to be; by default as the run was.",
         rich_help_panel=BUDGET,
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length",
+        metavar="N",
+        help="Cut texts after N tokens; of a language model, the tokens of a window (2048 where it takes as many).",
+        rich_help_panel=DATA,
     ),
 ]
 Threads = Annotated[

@@ -24,7 +24,7 @@ Labels = Annotated[
     bool,
     typer.Option(
         "--labels",
-        help="Gradients of the task loss on the data's labels, instead of the label-free divergence.",
+        help="Gradients of the task loss (labels, or next tokens), instead of the label-free divergence.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -61,13 +61,14 @@ def score(
     text_column: options.TextColumn = None,
     label_column: options.LabelColumn = None,
     labels: Labels = False,
+    max_length: options.MaxLength = None,
     out: Out = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
     """Show how much each head, neuron or layer of MODEL matters by one criterion, as a heat map."""
-    asked = _asked(model, data, eval, text_column, label_column, labels, threads, seed)
+    asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
 
@@ -97,13 +98,14 @@ def sensitivity(
     text_column: options.TextColumn = None,
     label_column: options.LabelColumn = None,
     labels: Labels = False,
+    max_length: options.MaxLength = None,
     out: Out = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
     """Show what each layer of MODEL alone can lose: curves, heat maps, and the layers in order."""
-    asked = _asked(model, data, eval, text_column, label_column, labels, threads, seed)
+    asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
 
@@ -139,13 +141,14 @@ def compare(
     text_column: options.TextColumn = None,
     label_column: options.LabelColumn = None,
     labels: Labels = False,
+    max_length: options.MaxLength = None,
     out: Out = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
     """Compare criteria on MODEL: the quality left by each, at each share, with intervals over texts and seeds."""
-    asked = _asked(model, data, eval, text_column, label_column, labels, threads, seed)
+    asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
 
@@ -169,13 +172,21 @@ def _asked(
     text_column: str | None,
     label_column: str | None,
     labels: bool,
+    max_length: int | None,
     threads: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    columns = {"text_column": text_column, "label_column": label_column}
     return {
-        "model": model, "data": data, "eval": eval, **columns, "labels": labels, "threads": threads, "seed": seed
-    }  # fmt: skip
+        "model": model,
+        "data": data,
+        "eval": eval,
+        "text_column": text_column,
+        "label_column": label_column,
+        "labels": labels,
+        "max_length": max_length,
+        "threads": threads,
+        "seed": seed,
+    }
 
 
 def _names(text: str) -> list[str]:

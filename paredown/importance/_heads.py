@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paredown.calibration import Batch, distance, evaluating, sub_layers, tensors
 from paredown.network import Network
-from paredown.types import Anatomy, Array, Group
+from paredown.types import Anatomy, Array
 
 PASSES = 3  # over the texts: with a dense pass each, as dear as four passes forward and back
 STEP = 1.0  # of a gate's logit, in units of the root mean square pull
 PRESSURE = 0.5  # towards zero, in the same units: the L1 penalty
-START = 2.2  # logit of 0.9: at 1 the divergence has no gradient
+IN_EFFECT = 1 / 16  # of the gates, drawn anew for each text: with all of them at once, a gate learns what the others do
 
 
 def attention_patterns(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) -> dict[str, Array]:
@@ -58,11 +57,12 @@ def attention_patterns(encoder: Network, anatomy: Anatomy, batches: Sequence[Bat
 def train_gates(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) -> dict[str, Array]:
     """[U] by group name: a gate in (0, 1) on each unit, trained to stay near the dense model under an L1 penalty.
 
-    Whole passes over the texts are the steps, so batches do not matter. Cost: PASSES times a dense pass and one forward
-    and back.
+    Gates are stochastic, as in L0 regularization: in each text a few of them are in effect, drawn by the text itself,
+    and the others are open. Whole passes over the texts are the steps, so batches do not matter. Cost: PASSES times a
+    dense pass and one forward and back.
     """
     names = sub_layers(encoder)
-    logits = {name: _start(anatomy.group(name), module) for name, module in names.items()}
+    logits = {name: torch.zeros(anatomy.group(name).units, requires_grad=True) for name in names}
     for _ in range(PASSES):
         pulls = {name: torch.zeros(len(logit), dtype=torch.float64) for name, logit in logits.items()}
         texts = 0
@@ -71,7 +71,7 @@ def train_gates(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) ->
                 inputs = tensors(batch, encoder)
                 with torch.no_grad():
                     wanted = encoder(**inputs)
-                with torch.enable_grad(), _gated(encoder, anatomy, logits):
+                with torch.enable_grad(), _gated(encoder, anatomy, logits, inputs):
                     loss = distance(encoder(**inputs), wanted, encoder.output_name).sum()
                 for name, g in zip(logits, torch.autograd.grad(loss, list(logits.values())), strict=True):
                     pulls[name] -= g.double()
@@ -83,29 +83,30 @@ def train_gates(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) ->
     return {name: logit.detach().sigmoid().numpy() for name, logit in logits.items()}
 
 
-def _start(group: Group, projection: nn.Module) -> Tensor:
-    """Logits [U] about START; a unit that writes more starts a little higher.
-
-    If all started alike, a norm behind the projection would take the common factor out, and nothing would pull.
-    """
-    weight = cast(Tensor, projection.weight).detach()
-    by_input = weight.square().sum(1 - group.consumer.axis)
-    norms = by_input[torch.from_numpy(group.consumer.positions)].sum(1).sqrt()
-    return (START + (norms / norms.mean() - 1).tanh()).requires_grad_(True)
-
-
 @contextmanager
-def _gated(encoder: Network, anatomy: Anatomy, logits: dict[str, Tensor]) -> Iterator[None]:
-    """Inside the block every unit's output is multiplied by the sigmoid of its logit."""
+def _gated(encoder: Network, anatomy: Anatomy, logits: dict[str, Tensor], inputs: dict[str, Tensor]) -> Iterator[None]:
+    """Inside the block some units' outputs are multiplied by the sigmoid of their logit; the text decides which."""
     handles = []
+    drawn = _drawn(inputs, sum(map(len, logits.values())))
     for name, module in sub_layers(encoder).items():
         positions = torch.from_numpy(anatomy.group(name).consumer.positions)
         index = torch.empty(positions.numel(), dtype=torch.long)
         index[positions.flatten()] = torch.arange(len(positions)).repeat_interleave(positions.shape[1])
-        gates = logits[name].sigmoid()[index]
+        here, drawn = drawn[:, : len(logits[name])], drawn[:, len(logits[name]) :]
+        gates = (1 - here * (1 - logits[name].sigmoid()))[:, None, index]  # [B, 1, X]
         handles.append(module.register_forward_pre_hook(lambda _m, args, gates=gates: (args[0] * gates,)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _drawn(inputs: dict[str, Tensor], count: int) -> Tensor:
+    """Which gates are in effect in each text [B, count], as 0 and 1."""
+    real = inputs["input_ids"] * inputs["attention_mask"]
+    places = torch.arange(1, real.shape[1] + 1)
+    rows = []
+    for seed in (real * places * 2654435761 % 2**31).sum(1).tolist():
+        rows.append(torch.rand(count, generator=torch.Generator().manual_seed(int(seed))) < IN_EFFECT)
+    return torch.stack(rows).float()

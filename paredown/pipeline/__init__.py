@@ -39,7 +39,22 @@ def prune(
     max_drop: float | None = None,
     speedup: float | None = None,
     latency_ms: float | None = None,
-    target: str = "onnxruntime",
+    heads: float = 0.0,
+    queries: float = 0.0,
+    neurons: float = 0.0,
+    layers: float = 0.0,
+    sublayers: float = 0.0,
+    parameters: float | None = None,
+    criterion: str = "obs",
+    depth_criterion: str = "removal_loss",
+    ranking: str = "global",
+    protect: int | None = None,
+    rounds: int = 1,
+    schedule: str = "cubic",
+    recover: str = "distill",
+    lora: int = 0,
+    steps: int | None = None,
+    target: str = "",
     uniform: bool = False,
     minutes: float = 20.0,
     confidence: float = 0.9,
@@ -53,6 +68,10 @@ def prune(
     Scores, plans to a measured time, cuts, re-fits, distils for `minutes` in total, and takes the fastest candidate,
     the boring ones included, whose drop on the guardrail texts is within `max_drop` (0.01 unless another dial is set)
     at `confidence`. `speedup` is against the fastest dense fp32 alternative; `latency_ms` is the median of one text.
+
+    Or it takes what is asked for away: shares (0.25) or numbers (2) of `heads`, `queries`, `neurons`, `layers` and
+    `sublayers`, or as many heads and neurons as leave a share of all `parameters`; at once or in `rounds`. That is how
+    language models are pruned. See `Settings` for the rest.
 
     Raises GateFailed when no candidate passed (the closest is at `out`, marked as not accepted), InfeasibleBudget
     with the closest reachable speed, UnsupportedModel and BadData before any long work. A run that was stopped goes on

@@ -13,6 +13,7 @@ import numpy as np
 from paredown import registry
 from paredown.cores import cores
 from paredown.encoder import Encoder
+from paredown.network import network
 from paredown.pipeline import _loaders
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, describe_loaded, outputs_of
@@ -55,9 +56,9 @@ class Candidate:
         if self.predictor is not None:
             return np.asarray(self.predictor.predict_logits(texts))
         if self.alternative is None or self.target == "torch":
-            return outputs_of(Encoder(self.model, prepared.anatomy.layout), tokens)
+            return outputs_of(network(self.model, prepared.anatomy.layout), tokens)
         runner = registry.find("targets", self.target).load(Path(self.alternative.path), threads=threads or cores())
-        name = prepared.encoder.output_name
+        name = prepared.network.output_name
         try:
             return run_batches(lambda arrays: runner.run(arrays)[name], tokens)
         finally:
@@ -70,14 +71,19 @@ def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progres
     progress.stage("Exporting the dense model")
     loaded = prepared.loaded
     size = parameters(loaded.model)
+    identity = Plan(prepared.anatomy.fingerprint, prepared.anatomy.identity(), source="nothing cut")
+    about: dict[str, Any] = {"plan": identity, "model": prepared.model, "parameters": size}
+    torch_dense = _dense(
+        "torch", Alternative("torch dense", _loaders.STOCK, loaded.source, {"task": loaded.task}), about
+    )
+    if prepared.generates:
+        return [torch_dense]
     plain = Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout)
     stock = work.file("dense-stock.onnx", lambda path: export_stock(plain, path))
     folded = work.file("dense.onnx", lambda path: ort.export(prepared.encoder, path))
     quantized = work.file("dense-int8.onnx", lambda path: int8.quantize(folded, path))
-    identity = Plan(prepared.anatomy.fingerprint, prepared.anatomy.identity(), source="nothing cut")
-    about: dict[str, Any] = {"plan": identity, "model": prepared.model, "parameters": size}
     found = [
-        _dense("torch", Alternative("torch dense", _loaders.STOCK, loaded.source, {"task": loaded.task}), about),
+        torch_dense,
         _dense("onnxruntime", Alternative("onnxruntime dense", _loaders.ONNX, str(stock)), about),
     ]
     if has_openvino():
@@ -111,22 +117,21 @@ def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progres
 def student_candidates(
     student: Student, prepared: Prepared, settings: Settings, work: Work, progress: Progress
 ) -> list[Candidate]:
-    """A student on the target in fp32, and as ONNX Runtime int8."""
-    progress.stage(f"Exporting {student.name}")
-    encoder = Encoder(student.model, prepared.anatomy.layout)
+    """A student on the target in fp32, and as ONNX Runtime int8; a language model on torch alone."""
     stem = student.name.replace(" ", "-").replace(",", "")
-    onnx = work.file(f"{stem}.onnx", lambda path: ort.export(encoder, path, like=work.path("dense.onnx")))
-    quantized = work.file(f"{stem}-int8.onnx", lambda path: int8.quantize(onnx, path))
     weights = work.path(f"{stem}-weights.safetensors")
     work.tensors(f"{stem}-weights", lambda: _loaders.state_of(student.model))
-    about: dict[str, Any] = {
-        "plan": student.plan,
-        "model": student.model,
-        "parameters": parameters(student.model),
-    }
+    about: dict[str, Any] = {"plan": student.plan, "model": student.model, "parameters": parameters(student.model)}
     plain = Candidate(
-        student.name, student.kind, settings.target, "fp32", None, file=onnx, eligible=True, note=student.note, **about
+        student.name, student.kind, settings.target, "fp32", None, eligible=True, note=student.note, **about
     )
+    if prepared.generates:
+        return [_on_target(plain, settings, prepared.loaded, weights)]
+    progress.stage(f"Exporting {student.name}")
+    encoder = Encoder(student.model, prepared.anatomy.layout)
+    onnx = work.file(f"{stem}.onnx", lambda path: ort.export(encoder, path, like=work.path("dense.onnx")))
+    quantized = work.file(f"{stem}-int8.onnx", lambda path: int8.quantize(onnx, path))
+    plain = replace(plain, file=onnx)
     small = Candidate(
         f"{student.name} int8",
         f"{student.kind}-int8",

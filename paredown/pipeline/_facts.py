@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +28,13 @@ from paredown.targets import huggingface
 from paredown.targets import openvino as ov
 from paredown.tasks import Task, TextData, Tokens
 from paredown.types import Array, canonical_json, finite
-from paredown.validation import parity
+from paredown.validation import generation, parity
 from paredown.validation.machine import card
 from paredown.validation.quality import Drop, paired_drop
 from paredown.validation.timing import Alternative, Timing, latency_ratio, measure, ratio
 
 GRID = tuple((batch, length) for batch in (1, 8, 32) for length in (16, 64, 128))
+PROMPTS, PROMPT_TOKENS, GENERATED = 16, 32, 256  # of the generation checks
 PARITY = 1e-4  # largest difference of an fp32 file from torch, at batch 1, 7 and 64
 
 
@@ -52,7 +54,7 @@ def gather(
     progress.stage("Opening the test split")
     task, data = prepared.task, prepared.splits.test
     texts = task.all_texts(data)
-    dense = outputs_of(prepared.encoder, prepared.test)
+    dense = outputs_of(prepared.network, prepared.test)
     small = shown.candidate.outputs(prepared, prepared.test, texts, settings.threads)
     drop = paired_drop(task, dense, small, data, confidence=settings.confidence, seed=settings.seed)
     assert baseline.timing is not None and shown.timing is not None
@@ -85,6 +87,8 @@ def gather(
         "lengths": _lengths(prepared.guardrail),
         "prediction": [one for student in students for one in student.predictions],
         "recovery": [one for student in students for one in student.recovery],
+        "pruning_rounds": [one for student in students for one in student.rounds],
+        "generation": _generation(prepared, shown.candidate, progress) if prepared.generates else None,
         "parity": _parity(prepared, shown.candidate),
         "machine": machine,
         "data": {
@@ -156,17 +160,17 @@ def write_bundle(
     settings: Settings, prepared: Prepared, work: Work, best: Candidate, facts: Mapping[str, Any]
 ) -> Bundle:
     """The bundle of the candidate with its files and its report, at the folder the settings name."""
-    assert best.plan is not None and best.file is not None
-    files = {"model.onnx": plain_file(best)}
-    if best.precision == "int8":
+    assert best.plan is not None
+    files = {} if best.file is None else {"model.onnx": plain_file(best)}
+    if best.precision == "int8" and best.file is not None:
         files["model-int8.onnx"] = best.file
-    if has_openvino():
+    if files and has_openvino():
         xml = ov.export(files["model.onnx"], work.path("model.xml"))
         small = Encoder(best.model, prepared.anatomy.layout)
         parity_of(xml, small, longest=prepared.loaded.max_length, target="openvino")
         files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
     if settings.uniform:
-        folder = work.path(f"huggingface-{plain_file(best).stem}")
+        folder = work.path(f"huggingface-{best.plan.id[:12]}-{best.precision}")
         if not folder.exists():
             loaded = prepared.loaded
             huggingface.export(
@@ -197,17 +201,24 @@ def write_bundle(
 
 def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], settings: Settings) -> str:
     speedup, drop = found["speedup"], found["drop"]
-    unit = 100 if found["quality_metric"] in ("accuracy", "macro_f1") else 1
-    words = "points of accuracy" if unit == 100 else f"of {found['quality_metric']}"
-    digits = 2 if unit == 100 else 4
+    metric, unit = found["quality_metric"], 1
+    if metric == "log_likelihood":
+        changed = f"perplexity {100 * math.expm1(drop.value):+.1f} %"
+    else:
+        unit = 100 if metric in ("accuracy", "macro_f1") else 1
+        changed = f"{-drop.value * unit:+.{2 if unit == 100 else 4}f} " + (
+            "points of accuracy" if unit == 100 else f"of {metric}"
+        )
     figures = (
-        f"{speedup.value:.2f} times the texts per second of {found['speedup_against']}, "
-        f"{-drop.value * unit:+.{digits}f} {words} on the test split"
+        f"{speedup.value:.2f} times the texts per second of {found['speedup_against']}, {changed} on the test split"
     )
     if not found["accepted"]:
         why = f" ({shown.reason.removeprefix('not tried: ')})" if shown.reason else ""
         if shown.passed is False and shown.drop is not None and settings.gate is not None:
-            why = f" (bound on its drop {shown.drop.bound * unit:.2f}, above the permitted {settings.gate * unit:g})"
+            bound, most = shown.drop.bound * unit, settings.gate * unit
+            if metric == "log_likelihood":
+                bound, most = 100 * math.expm1(bound), 100 * most
+            why = f" (bound on its drop {bound:.2f}, above the permitted {most:g})"
         return f"No candidate passed. The closest is {shown.candidate.name}{why}: {figures}."
     faster = [
         j
@@ -239,6 +250,24 @@ def _anatomy(prepared: Prepared) -> dict[str, int]:
     }
 
 
+def _generation(prepared: Prepared, candidate: Candidate, progress: Progress) -> dict[str, Any]:
+    """How both models go on from the beginnings of test texts: figures of each, and warnings of repetition."""
+    progress.stage("Generating", 2 * PROMPTS)
+    ids, owner = prepared.test.ids, prepared.test.owner
+    assert owner is not None
+    first = [int(np.flatnonzero(owner == text)[0]) for text in range(min(PROMPTS, int(owner.max()) + 1))]
+    prompts = [ids[i][:PROMPT_TOKENS].tolist() for i in first]
+    count = min(GENERATED, prepared.model.config.max_position_embeddings // 2)
+    found = {}
+    for name, model in (("dense", prepared.model), ("pruned", candidate.model)):
+        made, seconds = generation.generate(model, prompts, num_tokens=count, progress=lambda _: progress.advance())
+        found[name] = generation.measure(made, seconds)
+    warnings = generation.compare(found["dense"], found["pruned"])
+    for warning in warnings:
+        progress.say(warning)
+    return {**{name: vars(one) for name, one in found.items()}, "prompts": len(prompts), "warnings": list(warnings)}
+
+
 def _kept(candidate: Candidate) -> list[dict[str, Any]]:
     """What each layer keeps; nothing to show where nothing was cut."""
     plan = candidate.plan
@@ -267,7 +296,7 @@ def _grid(
     grid = [(batch, length) for batch, length in GRID if length <= longest]
     if not grid:
         return []
-    names, vocabulary = prepared.encoder.input_names, prepared.model.config.vocab_size
+    names, vocabulary = prepared.network.input_names, prepared.model.config.vocab_size
     batches = [_filled(batch, length, names, vocabulary) for batch, length in grid]
     progress.stage("Timing by length and batch")
     pair = [Alternative("dense", dense.alternative.loader, dense.alternative.path, dense.alternative.options)]
@@ -289,7 +318,7 @@ def _filled(batch: int, length: int, names: Sequence[str], vocabulary: int) -> d
 
 def _parity(prepared: Prepared, candidate: Candidate) -> float | None:
     """Of the fp32 ONNX file that the bundle holds, also where int8 is what serves."""
-    if candidate.file is None:
+    if candidate.file is None:  # it serves from torch
         return None
     encoder = Encoder(candidate.model, prepared.anatomy.layout)
     return parity_of(plain_file(candidate), encoder, longest=prepared.loaded.max_length)

@@ -151,7 +151,7 @@ def chosen(judged: Sequence[Judged], settings: Settings) -> Judged | None:
     passed = [j for j in judged if j.candidate.eligible and j.passed]
     if not passed:
         return None
-    if settings.dial == "max_drop":
+    if settings.dial in ("max_drop", "amount"):
         return min(passed, key=lambda j: j.seconds)
     return min(passed, key=lambda j: (j.drop.bound if j.drop else 0.0, j.seconds))
 

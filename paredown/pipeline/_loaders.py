@@ -16,25 +16,29 @@ TORCH = "paredown.bundle:torch_runner"
 
 def stock_torch(path: str, *, threads: int, task: str | None = None) -> Runner:
     """The dense model's own forward pass on torch."""
-    from paredown.encoder import Encoder
     from paredown.models import load_model
+    from paredown.network import network
     from paredown.pipeline._prepare import describe_loaded
     from paredown.targets import stock_runner
 
     loaded = load_model(path, task=task)
     if loaded.model._supports_sdpa:  # the attention that transformers itself would take
         loaded.model.set_attn_implementation("sdpa")
-    return stock_runner(Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout), threads=threads)
+    return stock_runner(network(loaded.model, describe_loaded(loaded, loaded.model).layout), threads=threads)
 
 
 def cut_torch(path: str, *, threads: int, plan: str, task: str | None = None, weights: str | None = None) -> Runner:
-    """The dense model at `path`, folded and cut by a plan (as JSON), on torch; with other weights if given."""
+    """The dense model at `path`, folded and cut by a plan (as JSON), on torch; with other weights if given.
+
+    A language model runs as transformers runs it.
+    """
     from safetensors.torch import load_file
 
-    from paredown.encoder import Encoder
-    from paredown.models import load_model
+    from paredown.models import CAUSAL_LM, load_model
+    from paredown.network import network
     from paredown.pipeline._prepare import describe_loaded
     from paredown.surgery import cut, fold
+    from paredown.targets import stock_runner
     from paredown.targets.torch import load_encoder
 
     loaded = load_model(path, task=task)
@@ -43,7 +47,10 @@ def cut_torch(path: str, *, threads: int, plan: str, task: str | None = None, we
     small = cut(model, anatomy, Plan.from_json(plan))
     if weights is not None:
         load_state(small, load_file(weights))
-    return load_encoder(Encoder(small, anatomy.layout), threads=threads)
+    if loaded.task == CAUSAL_LM:
+        small.set_attn_implementation("sdpa")
+        return stock_runner(network(small, anatomy.layout), threads=threads)
+    return load_encoder(network(small, anatomy.layout), threads=threads)
 
 
 def state_of(model: Any) -> dict[str, Any]:

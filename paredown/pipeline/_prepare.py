@@ -14,13 +14,16 @@ import torch
 from paredown import __version__, registry
 from paredown.anatomy import describe
 from paredown.calibration import tensors
+from paredown.decoder import Decoder
 from paredown.encoder import Encoder
 from paredown.errors import BadData, UnsupportedModel
-from paredown.models import ENCODERS, LoadedModel, load_model
+from paredown.models import CAUSAL_LM, LoadedModel, load_model
+from paredown.network import Network, network
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._settings import Settings
 from paredown.surgery import fold
 from paredown.tasks import Splits, Task, TextData, Tokens, length_sorted_batches, run_batches, split, tokenize
+from paredown.tasks.causal_lm import likelihoods, windows
 from paredown.types import Anatomy, Array, canonical_json
 from paredown.validation.machine import card
 from paredown.validation.quality import least_bound
@@ -33,7 +36,10 @@ TIMED_BATCH_TOKENS = 4096  # of one Offline batch: 64 texts of up to 64 tokens, 
 CALIBRATION_BATCH_TOKENS = 2048  # of one batch with gradients: autograd keeps every layer's activations
 MOST_BYTES = 2**31 - 2**26  # of fp32 weights: an ONNX file holds less than 2 GiB, its graph included
 EVALUATED_TOKENS = 200_000  # of a split: long texts are judged on fewer of them, or judging would take hours
-EVALUATED_TEXTS = 400  # at least
+EVALUATED_TEXTS = 400  # at least,
+EVALUATED_PASSAGES = 16  # or so many passages of a language model's text, each of hundreds of tokens
+LONGEST_CONTEXT = 2048  # tokens of a language model's windows unless --max-length allows more
+CALIBRATION_WINDOW = 512  # tokens of a window that scores and recovers: four of them are a batch
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,17 @@ class Prepared:
     notes: tuple[str, ...]
 
     @property
+    def network(self) -> Network:
+        return network(self.model, self.anatomy.layout)
+
+    @property
     def encoder(self) -> Encoder:
         return Encoder(self.model, self.anatomy.layout)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a language model rather than a text encoder."""
+        return self.loaded.task == CAUSAL_LM
 
     @property
     def classifies(self) -> bool:
@@ -62,27 +77,37 @@ class Prepared:
 
 def prepare(settings: Settings) -> Prepared:
     """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun."""
-    loaded = load_model(settings.model, task=settings.task, families=ENCODERS)
-    loaded = replace(loaded, max_length=min(loaded.max_length, settings.max_length or loaded.max_length))
-    _check_size(loaded)
+    loaded = load_model(settings.model, task=settings.task)
+    generates = loaded.task == CAUSAL_LM
+    longest = settings.max_length or (LONGEST_CONTEXT if generates else loaded.max_length)
+    loaded = replace(loaded, max_length=min(loaded.max_length, longest))
+    if not generates:
+        _check_size(loaded)
     task = task_of(loaded.task)
     data = load_data(settings.data, loaded, settings, evaluation=settings.eval is None)
     evaluation = load_data(settings.eval, loaded, settings, evaluation=True) if settings.eval else None
     splits = split(data, evaluation, seed=settings.seed)
     folded, folds = fold(loaded.model, describe_loaded(loaded, loaded.model))
     anatomy = describe_loaded(loaded, folded)
-    names = Encoder(folded, anatomy.layout).input_names
+    names = network(folded, anatomy.layout).input_names
     tokens, parts, notes = {}, {}, list(splits.notes)
     for name in ("calibration", "guardrail", "test"):
         part: TextData = getattr(splits, name)
-        tokens[name] = tokenize(loaded.tokenizer, task.all_texts(part), max_length=loaded.max_length, input_names=names)
+        texts, learnt = task.all_texts(part), name == "calibration"
+        if generates:
+            length = min(loaded.max_length, CALIBRATION_WINDOW) if learnt else loaded.max_length
+            tokens[name] = windows(loaded.tokenizer, texts, max_length=length, stride=length if learnt else None)
+        else:
+            tokens[name] = tokenize(loaded.tokenizer, texts, max_length=loaded.max_length, input_names=names)
         parts[name] = part
-        count = len(part) if name == "calibration" else _affordable(tokens[name], len(part))
+        owner = tokens[name].owner
+        owner = np.arange(len(tokens[name])) % len(part) if owner is None else owner  # partners come after the texts
+        least = EVALUATED_PASSAGES if generates else EVALUATED_TEXTS
+        count = len(part) if learnt else _affordable(tokens[name], owner, least)
         if count < len(part):
             notes.append(f"{count} of {len(part)} {name} texts are used: they are long ({EVALUATED_TOKENS} tokens).")
             parts[name] = part.take(np.arange(count))
-            rows = np.arange(len(tokens[name])).reshape(-1, len(part))[:, :count].ravel()
-            tokens[name] = replace(tokens[name], ids=tuple(tokens[name].ids[i] for i in rows))
+            tokens[name] = tokens[name].take(np.flatnonzero(owner < count))
     cut_off = sum(one.truncated for one in tokens.values())
     if cut_off:
         notes.append(f"{cut_off} texts are longer than {loaded.max_length} tokens and were truncated.")
@@ -128,10 +153,10 @@ def run_key(settings: Settings, prepared: Prepared) -> str:
     return found.hexdigest()
 
 
-def _affordable(tokens: Tokens, examples: int) -> int:
-    """How many of the first examples to judge on; an example has one text, or two."""
-    cost = tokens.lengths.reshape(-1, examples).sum(axis=0)
-    return min(examples, max(EVALUATED_TEXTS, int(np.searchsorted(np.cumsum(cost), EVALUATED_TOKENS)) + 1))
+def _affordable(tokens: Tokens, owner: Array, least: int) -> int:
+    """How many of the first examples to judge on; `owner` says whose a row is: an example has one or several."""
+    cost = np.bincount(owner, weights=tokens.lengths)
+    return min(len(cost), max(least, int(np.searchsorted(np.cumsum(cost), EVALUATED_TOKENS)) + 1))
 
 
 def describe_loaded(loaded: LoadedModel, model: Any) -> Anatomy:
@@ -146,8 +171,10 @@ def task_of(name: str) -> Task:
 def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool) -> TextData:
     """The texts of one file, with labels or scores where the task has them. `evaluation` data must have labels."""
     module: Any = registry.find("tasks", loaded.task)
-    if loaded.labels is not None:
-        data: TextData = module.load(
+    if loaded.task == CAUSAL_LM:
+        data: TextData = module.load(path, text_column=settings.text_column)
+    elif loaded.labels is not None:
+        data = module.load(
             path,
             text_column=settings.text_column,
             label_column=settings.label_column,
@@ -198,9 +225,17 @@ def calibration_batches(tokens: Tokens, *, most_tokens: int, most_texts: int = 4
     return [chosen[i][1] for i in shuffled]
 
 
-def outputs_of(encoder: Encoder, tokens: Tokens) -> Array:
-    """What the encoder gives for every text [N, ...], in order, in full precision."""
+def outputs_of(model: Network, tokens: Tokens) -> Array:
+    """What the model gives for every text [N, ...], in order, in full precision."""
     with torch.inference_mode():
-        outputs = run_batches(lambda arrays: encoder(**tensors(arrays, encoder)).numpy(), tokens)
+        if isinstance(model, Decoder):
+            assert tokens.owner is not None
+            outputs = likelihoods(
+                lambda arrays: model.log_likelihood(**tensors(arrays, model)).numpy(),
+                tokens,
+                texts=int(tokens.owner.max()) + 1,
+            )
+        else:
+            outputs = run_batches(lambda arrays: model(**tensors(arrays, model)).numpy(), tokens)
     give_back_what_is_freed()
     return outputs

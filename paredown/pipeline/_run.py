@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from paredown import bundle as bundles
+from paredown import registry
 from paredown.bundle import Bundle
 from paredown.cores import cores
 from paredown.errors import GateFailed, ParedownError
@@ -21,8 +22,9 @@ from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
+from paredown.pipeline._rounds import Rounds, fitting
 from paredown.pipeline._settings import Progress, Settings
-from paredown.pipeline._students import Workshop
+from paredown.pipeline._students import Student, Workshop
 from paredown.pipeline._work import Work
 from paredown.targets import huggingface
 from paredown.types import Limits
@@ -41,6 +43,7 @@ def run(settings: Settings, progress: Progress) -> Bundle:
         progress.stage("Reading model and data")
         prepared = prepare(settings)
         out.parent.mkdir(parents=True, exist_ok=True)
+        settings = _for_model(settings, prepared)
         work = Work(out, run_key(settings, prepared))
         if work.resumed:
             progress.say("Going on from where an earlier run with the same settings stopped.")
@@ -55,18 +58,19 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     for note in prepared.notes:
         progress.say(note)
     candidates = dense_candidates(prepared, settings, work, progress)
-    watch = Stopwatch(
-        prepared, settings, work, work.path("dense.onnx"), "single" if settings.dial == "latency_ms" else "offline"
-    )
-    limits = huggingface.LIMITS if settings.uniform else watch.limits
-    shop = Workshop(prepared, settings, work, watch, progress, _joined(limits, watch.limits))
-    progress.stage("Timing the dense model on every runtime")
-    dense = _dense_seconds(candidates, watch, work)
-    fastest = min(dense, key=dense.__getitem__)
-    candidates.sort(key=lambda one: one.alternative is None or one.alternative.name != fastest)
-    students = make(shop, dense[fastest])
+    engine = registry.find("targets", settings.target).LIMITS
+    limits = _joined(huggingface.LIMITS, engine) if settings.uniform else engine
+    if settings.sized:
+        students = [Rounds(prepared, settings, work, progress, fitting(limits, prepared.anatomy)).student()]
+        candidates = [replace(one, eligible=False) for one in candidates]  # the model that was asked for is the answer
+    else:
+        students = _for_speed(candidates, prepared, settings, work, progress, limits)
     for student in students:
-        candidates += student_candidates(student, prepared, settings, work, progress)
+        made = student_candidates(student, prepared, settings, work, progress)
+        if settings.sized and settings.gate is None:
+            why = "for comparison: say with --max-drop what int8 may lose"
+            made = [one if one.precision == "fp32" else replace(one, eligible=False, note=why) for one in made]
+        candidates += made
     candidates += control(prepared, settings, progress)
 
     judged, baseline, reference = _judged(candidates, prepared, settings, progress)
@@ -98,6 +102,39 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     return saved
 
 
+def _for_model(settings: Settings, prepared: Prepared) -> Settings:
+    """The settings with the target that the model runs on. Raises ParedownError for what is not for its kind."""
+    if not prepared.generates:
+        return replace(settings, target=settings.target or "onnxruntime")
+    if settings.target not in ("", "torch"):
+        raise ParedownError(f"Language models run on torch here, and {settings.target} was asked for.")
+    if not settings.sized:
+        raise ParedownError(
+            "Say how much of a language model is to go: heads, neurons or layers (--neurons 20%, --layers 2), or the "
+            "share of parameters that stays (--parameters 80%); speeds are for text encoders."
+        )
+    return replace(settings, target="torch")
+
+
+def _for_speed(
+    candidates: list[Candidate],
+    prepared: Prepared,
+    settings: Settings,
+    work: Work,
+    progress: Progress,
+    limits: Limits,
+) -> list[Student]:
+    """The students of a run whose dial is a speed or a drop; puts the fastest dense candidate first."""
+    metric = "single" if settings.dial == "latency_ms" else "offline"
+    watch = Stopwatch(prepared, settings, work, work.path("dense.onnx"), metric)
+    shop = Workshop(prepared, settings, work, watch, progress, limits)
+    progress.stage("Timing the dense model on every runtime")
+    dense = _dense_seconds(candidates, watch, work)
+    fastest = min(dense, key=dense.__getitem__)
+    candidates.sort(key=lambda one: one.alternative is None or one.alternative.name != fastest)
+    return make(shop, dense[fastest])
+
+
 def _rejected(out: str) -> Path:
     """Where a rejected bundle goes that must not take the place of an accepted one."""
     place = Path(out).expanduser().resolve()
@@ -121,7 +158,7 @@ def _judged(
     texts = prepared.task.all_texts(prepared.splits.guardrail)
     judged = [timed_control(j, texts, baseline.timing) if j.candidate.predictor is not None else j for j in judged]
     _check_reached(settings, judged)
-    reference = outputs_of(prepared.encoder, prepared.guardrail)
+    reference = outputs_of(prepared.network, prepared.guardrail)
     verdicts = judge(judged, prepared, settings, reference, progress)
     return verdicts, next(j for j in verdicts if j.candidate is fastest), reference
 
@@ -141,7 +178,7 @@ def _dense_seconds(candidates: Sequence[Candidate], watch: Stopwatch, work: Work
 def _check_reached(settings: Settings, judged: Sequence[Judged]) -> None:
     """Raises InfeasibleBudget, naming the closest, when no candidate reaches the speed that was asked for."""
     able = [j for j in judged if j.candidate.eligible and j.timing is not None and j.speedup is not None]
-    if settings.dial == "max_drop" or any(not too_slow(j, settings) for j in able):
+    if settings.dial in ("max_drop", "amount") or any(not too_slow(j, settings) for j in able):
         return
     if settings.dial == "speedup":
         raise out_of_reach(settings, max(j.speedup.value for j in able if j.speedup is not None))

@@ -8,18 +8,28 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from paredown.errors import ParedownError
+from paredown.planning import RANKINGS, SCHEDULES, Shares
 
 TARGETS = ("onnxruntime", "openvino", "torch")
 DEFAULT_DROP = 0.01
+KINDS = ("heads", "queries", "neurons", "layers", "sublayers")  # of units, as the fields of Shares
+RECOVERIES = ("none", "compensate", "reconstruct", "distill", "finetune")  # the last two train
+PROTECTED = 2  # first and last layers of a language model, that stay whole unless asked for otherwise
 COLUMNS = ("text_column", "label_column", "pair_column", "score_column")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run of `prune`. At most one of `speedup` and `latency_ms` is set; without either `max_drop` is the dial.
+    """One run of `prune`. At most one of `speedup`, `latency_ms` and an amount is set; else `max_drop` is the dial.
 
-    `max_drop` is absolute (0.01 is one point of accuracy, or 0.01 of cosine). With a speed dial it is an additional
-    gate, and None asks for no bound on quality.
+    `max_drop` is absolute (0.01 is one point of accuracy, or 0.01 of cosine), but of a language model it is the share
+    by which perplexity may rise. With another dial it is an additional gate, and None asks for no bound on quality.
+
+    Amounts are what goes (`heads` to `sublayers`, as in `planning.Shares`), or the share of all `parameters` that
+    stays, which heads and neurons make up. They are reached in `rounds` by a `schedule`, scores anew in each;
+    `criterion` ranks heads and neurons, `depth_criterion` layers. `recover` says what follows each cut; training takes
+    `minutes` in all, or as many `steps`, or none at 0 minutes. `lora` is the rank of LoRA's matrices, 0 for none.
+    Without a `target` it is "onnxruntime", or "torch" for a language model.
     """
 
     model: str
@@ -34,7 +44,22 @@ class Settings:
     max_drop: float | None = None
     speedup: float | None = None
     latency_ms: float | None = None
-    target: str = "onnxruntime"
+    heads: float = 0.0
+    queries: float = 0.0
+    neurons: float = 0.0
+    layers: float = 0.0
+    sublayers: float = 0.0
+    parameters: float | None = None
+    criterion: str = "obs"
+    depth_criterion: str = "removal_loss"
+    ranking: str = "global"
+    protect: int | None = None
+    rounds: int = 1
+    schedule: str = "cubic"
+    recover: str = "distill"
+    lora: int = 0
+    steps: int | None = None
+    target: str = ""
     uniform: bool = False
     minutes: float = 20.0
     confidence: float = 0.9
@@ -45,7 +70,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.speedup is not None and self.latency_ms is not None:
             raise ParedownError("Ask for a speed-up or for a latency, not for both.")
-        if self.target not in TARGETS:
+        if self.sized and (self.speedup is not None or self.latency_ms is not None):
+            raise ParedownError("Ask for a speed or for an amount (heads, neurons, layers, parameters), not for both.")
+        if self.parameters is not None and any(getattr(self, kind) for kind in KINDS[:3]):
+            raise ParedownError("parameters says how many heads and neurons go: give it, or their shares, not both.")
+        if self.target and self.target not in TARGETS:
             raise ParedownError(f"There is no target {self.target!r}; choose one of {', '.join(TARGETS)}.")
         checks = (
             (self.max_drop is None or 0 <= self.max_drop < 1, "max_drop is a share from 0 to below 1, such as 0.01"),
@@ -55,14 +84,35 @@ class Settings:
             (0.5 <= self.confidence < 1, "confidence is a share from 0.5 to below 1"),
             (self.threads is None or self.threads >= 1, "threads is 1 or more"),
             (self.max_length is None or self.max_length >= 4, "max_length is 4 tokens or more"),
+            *((_amount(getattr(self, k)), f"{k} is a share from 0 to below 1, or a whole number") for k in KINDS),
+            (self.parameters is None or 0 < self.parameters <= 1, "parameters is a share above 0, such as 0.5"),
+            (self.rounds >= 1, "rounds is 1 or more"),
+            (self.schedule in SCHEDULES, f"schedule is one of {', '.join(SCHEDULES)}"),
+            (self.ranking in RANKINGS, f"ranking is one of {', '.join(RANKINGS)}"),
+            (self.recover in RECOVERIES, f"recover is one of {', '.join(RECOVERIES)}"),
+            (self.protect is None or self.protect >= 0, "protect is 0 or more"),
+            (self.lora >= 0, "lora is a rank of 0 or more"),
+            (self.steps is None or self.steps >= 1, "steps is 1 or more"),
         )
         for fine, sentence in checks:
             if not fine:
                 raise ParedownError(f"{sentence}.")
 
     @property
+    def sized(self) -> bool:
+        """Whether it is said how much goes."""
+        return self.parameters is not None or any(getattr(self, kind) for kind in KINDS)
+
+    @property
+    def shares(self) -> Shares:
+        """What goes, by kind."""
+        return Shares(**{kind: getattr(self, kind) for kind in KINDS})
+
+    @property
     def dial(self) -> str:
-        """Which of the three budgets leads: "speedup", "latency_ms" or "max_drop"."""
+        """Which of the budgets leads: "speedup", "latency_ms", "amount" or "max_drop"."""
+        if self.sized:
+            return "amount"
         if self.speedup is not None:
             return "speedup"
         return "latency_ms" if self.latency_ms is not None else "max_drop"
@@ -80,7 +130,10 @@ class Settings:
 
     def objective(self) -> dict[str, float | str | None]:
         """The dial, its value, and the largest drop that passes."""
-        value = {"speedup": self.speedup, "latency_ms": self.latency_ms, "max_drop": self.gate}[self.dial]
+        said = [f"{kind} {getattr(self, kind):g}" for kind in KINDS if getattr(self, kind)]
+        said += [] if self.parameters is None else [f"parameters kept {self.parameters:g}"]
+        values = {"speedup": self.speedup, "latency_ms": self.latency_ms, "max_drop": self.gate}
+        value = ", ".join(said) if self.dial == "amount" else values[self.dial]
         return {"dial": self.dial, "value": value, "max_drop": self.gate}
 
     def command(self) -> str:
@@ -94,7 +147,12 @@ class Settings:
             "latency-ms": self.latency_ms,
             "task": self.task,
             **{name.replace("_", "-"): column for name, column in self.columns().items()},
-            "target": self.target,
+            **{kind: _said(getattr(self, kind)) for kind in KINDS},
+            "parameters": self.parameters,
+            **({name.replace("_", "-"): getattr(self, name) for name in _OF_AMOUNTS} if self.sized else {}),
+            "lora": self.lora or None,
+            "steps": self.steps,
+            "target": self.target or None,
             "minutes": f"{self.minutes:g}",
             "confidence": None if self.confidence == 0.9 else self.confidence,
             "seed": self.seed or None,
@@ -105,6 +163,20 @@ class Settings:
         for name, value in options.items():
             words += [f"--{name}", f"{value}"] if value is not None else []
         return shlex.join(words + (["--uniform"] if self.uniform else []))
+
+
+_OF_AMOUNTS = ("criterion", "depth_criterion", "ranking", "protect", "rounds", "schedule", "recover")
+
+
+def _amount(value: float) -> bool:
+    return 0 <= value < 1 or (math.isfinite(value) and value >= 1 and value == int(value))
+
+
+def _said(amount: float) -> str | None:
+    """An amount as the command line takes it: "25%", or a number."""
+    if not amount:
+        return None
+    return f"{amount:g}" if amount >= 1 else f"{100 * amount:g}%"
 
 
 class Progress(Protocol):

@@ -52,6 +52,7 @@ class Student:
     note: str = ""
     predictions: tuple[dict[str, Any], ...] = ()
     recovery: tuple[dict[str, Any], ...] = ()
+    rounds: tuple[dict[str, Any], ...] = ()  # of pruning, where there were several: parameters, quality cut, quality
 
 
 @dataclass

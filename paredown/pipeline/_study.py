@@ -18,10 +18,10 @@ import torch
 from paredown import registry
 from paredown.calibration import Batch
 from paredown.cores import cores
-from paredown.encoder import Encoder
 from paredown.errors import ParedownError
 from paredown.importance import criteria as criteria_of
 from paredown.importance import score_each
+from paredown.network import network
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import CALIBRATION_BATCH_TOKENS, Prepared, outputs_of, prepare
 from paredown.pipeline._settings import Progress, Settings, Silent
@@ -29,6 +29,7 @@ from paredown.planning import Shares, by_shares
 from paredown.recovery import recover as recover_by
 from paredown.surgery import cut, parameters
 from paredown.tasks import length_sorted_batches
+from paredown.tasks.causal_lm import next_tokens
 from paredown.types import Array, Interval, Plan, Scores, canonical_json, finite
 from paredown.validation.machine import card
 from paredown.validation.quality import mean_drop
@@ -72,7 +73,7 @@ class Study:
     _batches: dict[int, list[Batch]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dense: Array = outputs_of(self.prepared.encoder, self.prepared.guardrail)
+        self.dense: Array = outputs_of(self.prepared.network, self.prepared.guardrail)
 
     @property
     def metric(self) -> str:
@@ -85,8 +86,12 @@ class Study:
             drawn = np.random.default_rng([self.asked.seed, seed]).permutation(len(tokens))
             count = max(1, int(np.searchsorted(np.cumsum(tokens.lengths[drawn]), STUDIED_TOKENS)))
             found = length_sorted_batches(tokens, indices=drawn[:count], most_tokens=CALIBRATION_BATCH_TOKENS)
-            labels = data.labels if self.asked.labels else None
-            batches = [arrays if labels is None else {**arrays, "labels": labels[at]} for at, arrays in found]
+            batches: list[Batch] = [arrays for _, arrays in found]
+            if self.asked.labels and self.prepared.generates:
+                batches = [{**arrays, "labels": next_tokens(arrays)} for arrays in batches]
+            elif self.asked.labels:
+                assert data.labels is not None
+                batches = [{**arrays, "labels": data.labels[at]} for at, arrays in found]
             shuffled = np.random.default_rng(0).permutation(len(batches))  # the last ones judge a recovery
             self._batches[seed] = [batches[i] for i in shuffled]
         return self._batches[seed]
@@ -113,7 +118,7 @@ class Study:
                 plan=plan,
                 batches=self.batches(seed),
             )
-        return outputs_of(Encoder(small, prepared.anatomy.layout), prepared.guardrail), parameters(small)
+        return outputs_of(network(small, prepared.anatomy.layout), prepared.guardrail), parameters(small)
 
     def judged(self, outputs: Sequence[Array]) -> tuple[float, Interval]:
         """Mean quality over seeds, and the mean drop with its interval."""
@@ -145,7 +150,7 @@ def _opened(asked: StudySettings, progress: Progress) -> Iterator[Study]:
     try:
         progress.stage("Reading model and data")
         prepared = prepare(asked.settings())
-        if asked.labels and prepared.splits.calibration.labels is None:
+        if asked.labels and not prepared.generates and prepared.splits.calibration.labels is None:
             raise ParedownError("The task loss needs labels, and the data has none: leave --labels out.")
         yield Study(asked, prepared, progress)
     finally:

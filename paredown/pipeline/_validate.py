@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from paredown import bundle as bundles
 from paredown.bundle import Bundle
@@ -282,4 +282,4 @@ def _parity(opened: Bundle) -> float | None:
     name = bundles.SERVING["onnxruntime", "fp32"]
     if name not in opened.manifest["files"]:
         return None
-    return parity_of(opened.folder / name, opened.encoder(), longest=opened.manifest["max_length"])
+    return parity_of(opened.folder / name, cast(Encoder, opened.network()), longest=opened.manifest["max_length"])

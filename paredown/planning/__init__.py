@@ -5,6 +5,7 @@ from __future__ import annotations
 from paredown import registry
 from paredown.planning._costs import Costs, arithmetic, error_of_width
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
+from paredown.planning._rounds import lifted, relative
 from paredown.planning._shares import RANKINGS, SCHEDULES, Shares, by_shares, collapse_warnings
 from paredown.types import Anatomy, Budget, Limits, Plan, Scores
 
@@ -22,7 +23,9 @@ __all__ = [
     "fit_latency",
     "latency_costs",
     "latency_probes",
+    "lifted",
     "plan",
+    "relative",
 ]
 
 

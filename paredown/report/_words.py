@@ -14,7 +14,11 @@ UNKNOWN = "–"
 # These are shares of texts, so they read as per cent and their differences as points; all others are plain numbers.
 _SHARES = ("accuracy", "macro_f1", "f1", "micro_f1")
 
+# The mean log-likelihood of a token is shown as perplexity, and what it loses as the share by which that rises.
+_LIKELIHOOD = "log_likelihood"
+
 _METRIC_NAMES = {
+    _LIKELIHOOD: "perplexity",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
     "f1": "F1",
@@ -116,18 +120,22 @@ def is_share(metric: object) -> bool:
 
 
 def quality(metric: object, value: object) -> str:
-    """A quality in its own unit: "92.50 %" for a share, "0.9850" for any other metric."""
+    """A quality in its own unit: "92.50 %" for a share, a perplexity "6.374", "0.9850" for any other metric."""
     number = finite(value)
     if number is None:
         return UNKNOWN
+    if metric == _LIKELIHOOD:
+        return f"{math.exp(min(-number, 700)):.3f}"
     return f"{_minus(f'{100 * number:.2f}')} %" if is_share(metric) else _minus(f"{number:.4f}")
 
 
 def drop(metric: object, value: object, *, unit: bool = True, decimals: int = 2) -> str:
-    """A difference of qualities: "0.50 points" for a share, "0.0050" for any other metric."""
+    """A difference of qualities: "0.50 points" for a share, "4.10 %" of a perplexity, "0.0050" for any other metric."""
     number = finite(value)
     if number is None:
         return UNKNOWN
+    if metric == _LIKELIHOOD:
+        return _minus(f"{100 * math.expm1(min(number, 700)):.{decimals}f}") + (" %" if unit else "")
     if is_share(metric):
         return _minus(f"{100 * number:.{decimals}f}") + (" points" if unit else "")
     return _minus(f"{number:.{decimals + 2}f}")
@@ -138,6 +146,8 @@ def budget(metric: object, value: object) -> str:
     number = finite(value)
     if number is None:
         return UNKNOWN
+    if metric == _LIKELIHOOD:
+        return f"{100 * number:.3g} %"
     if not is_share(metric):
         return f"{number:g}"
     points = f"{100 * number:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from paredown.encoder import Encoder
+    from paredown.network import Network
 
 
-def stock_forward(encoder: Encoder, inputs: Mapping[str, Any]) -> Any:
-    """Logits [B, C] or pooled embeddings [B, D] out of the transformers model's own forward pass."""
+def stock_forward(encoder: Network, inputs: Mapping[str, Any]) -> Any:
+    """Logits [B, C] or pooled embeddings [B, D] out of the transformers model's own forward pass.
+
+    Of a language model the logits of the next token after each text of the batch [B, V], as generation asks for them.
+    """
+    if encoder.layout.pooling == "tokens":
+        return encoder.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
     output = encoder.model(**inputs)
     if encoder.output_name == "logits":
         return output.logits
-    return encoder.pool(output.last_hidden_state, inputs["attention_mask"])
+    return cast("Encoder", encoder).pool(output.last_hidden_state, inputs["attention_mask"])
 
 
 def export_stock(encoder: Encoder, path: Path) -> Path:
@@ -73,7 +79,7 @@ def export_stock(encoder: Encoder, path: Path) -> Path:
 class StockTorch:
     """A runner of the model's own forward pass in inference mode."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Network):
         self._encoder = encoder
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -87,7 +93,7 @@ class StockTorch:
         return None
 
 
-def stock_runner(encoder: Encoder, *, threads: int) -> Runner:
+def stock_runner(encoder: Network, *, threads: int) -> Runner:
     """A runner of the dense model on plain torch. Sets torch's number of threads for the whole process."""
     import torch
 

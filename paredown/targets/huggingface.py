@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paredown.encoder import blocks_of, linear_of
+from paredown.encoder import blocks_of, inputs_of, linear_of
 from paredown.errors import BadData, ParityFailure, UnsupportedModel
 from paredown.models import save_tokenizer, silenced
 from paredown.types import Anatomy, Array, Limits, Plan
@@ -34,6 +34,12 @@ transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 assert "paredown" not in sys.modules
 with torch.no_grad():
     out = model(**{name: torch.from_numpy(array) for name, array in numpy.load(inputs).items()})
+    if auto == "AutoModelForCausalLM":
+        ids = torch.from_numpy(numpy.load(inputs)["input_ids"])[:1]
+        how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+        how["pad_token_id"] = 0
+        fast, slow = (model.generate(ids, use_cache=cached, **how) for cached in (True, False))
+        assert torch.equal(fast, slow), "generation with the cache is another one than without"
 numpy.save(outputs, out[0].numpy())
 """
 
@@ -41,9 +47,11 @@ numpy.save(outputs, out[0].numpy())
 def expressible(anatomy: Anatomy, plan: Plan) -> str | None:
     """Why the stock config cannot express the plan, or None when it can.
 
-    These families derive the head size from the number of heads, and have one FFN width for all layers: so every head
-    of a kept layer must stay, and every kept layer must keep the same number of neurons, above 0.
+    A config has one width for all layers, above 0. Encoders, and GPT-2, derive the head size from the number of heads,
+    so every head of a kept layer must stay; other decoders state it, and every kept layer must keep as many heads.
     """
+    if anatomy.layout.pooling == "tokens":
+        return _decoder_expressible(anatomy, plan)
     layers = plan.keep["layers"]
     widths = set()
     for group in anatomy.groups:
@@ -61,6 +69,20 @@ def expressible(anatomy: Anatomy, plan: Plan) -> str | None:
     return None
 
 
+def _decoder_expressible(anatomy: Anatomy, plan: Plan) -> str | None:
+    layers = plan.keep["layers"]
+    for kind in ("heads", "queries", "neurons"):
+        groups = [group for group in anatomy.groups if group.name.endswith(f".{kind}") and group.layer in layers]
+        kept = {len(plan.keep[group.name]) for group in groups}
+        if len(kept) > 1:
+            return f"the layers keep {min(kept)} to {max(kept)} {kind}; the stock config has one number for all layers"
+        if kept == {0}:
+            return f"no layer keeps any {kind}; the stock config needs at least one"
+        if kind != "neurons" and "fused" in anatomy.layout.layer_names and kept != {groups[0].units}:
+            return "its heads are cut, and the stock config derives the size of a head from their number"
+    return None
+
+
 def export(
     model: PreTrainedModel, tokenizer: Any, folder: str | Path, *, anatomy: Anatomy, plan: Plan, max_length: int
 ) -> Path:
@@ -73,6 +95,10 @@ def export(
     the reopened model differs by more than `TOLERANCE`.
     """
     reason = expressible(anatomy, plan)
+    if getattr(model.config, "scale_attn_by_inverse_layer_idx", False) and len(plan.keep["layers"]) < len(
+        anatomy.identity()["layers"]
+    ):
+        reason = "its attention is scaled by the number of the layer, and layers are gone"
     if reason is not None:
         raise UnsupportedModel(f"this plan needs Paredown to be opened: {reason}")
     target = Path(folder)
@@ -92,16 +118,21 @@ def export(
 def _save(model: PreTrainedModel, tokenizer: Any, folder: Path, anatomy: Anatomy, max_length: int) -> None:
     layout = anatomy.layout
     blocks = blocks_of(model, layout)
-    config = copy.deepcopy(model.config)
+    config: Any = copy.deepcopy(model.config)
     config.num_hidden_layers = len(blocks)
-    width = linear_of(blocks[0], layout, "up").weight.shape[0]
-    setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", width)
+    width = inputs_of(linear_of(blocks[0], layout, "down"))
+    names = ("n_inner", "hidden_dim", "intermediate_size")
+    setattr(config, next(name for name in names if name in config.to_dict()), width)
+    if layout.pooling == "tokens" and "fused" not in layout.layer_names:
+        config.head_dim = layout.head_dim
+        config.num_attention_heads = inputs_of(linear_of(blocks[0], layout, "output")) // layout.head_dim
+        config.num_key_value_heads = linear_of(blocks[0], layout, "key").weight.shape[0] // layout.head_dim
     twin = copy.copy(model)  # the same weights under another config, so that the caller's config stays as it is
     twin.config = config
     with silenced():
         twin.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, max_length=max_length)
-    if not layout.head:
+    if not layout.head:  # a sentence encoder
         about = {"max_seq_length": max_length, "do_lower_case": False}
         (folder / "sentence_bert_config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
         _save_pooling(folder, anatomy, config.hidden_size)
@@ -128,6 +159,7 @@ def _verify(model: PreTrainedModel, folder: Path, work: Path, anatomy: Anatomy) 
     inputs = _probe(model, anatomy)
     np.savez(work / "inputs.npz", **inputs)  # type: ignore[arg-type]
     auto = "AutoModelForSequenceClassification" if anatomy.layout.head else "AutoModel"
+    auto = "AutoModelForCausalLM" if anatomy.layout.pooling == "tokens" else auto
     command = [sys.executable, "-I", "-W", "ignore", "-c", _REOPEN, str(folder), auto]
     done = subprocess.run(
         [*command, str(work / "inputs.npz"), str(work / "outputs.npy")], capture_output=True, text=True, check=False

@@ -66,7 +66,7 @@ def read_table(path: str | Path, *, wanted: Sequence[str | None] = ()) -> Table:
     suffix = path.suffix.lower()
     if suffix not in (*readers, ".jsonl", ".json"):
         raise BadData(f"{path}: a data file must end in .csv, .tsv, .jsonl or .json, not in {suffix!r}.")
-    text = _read_text(path)
+    text = read_text(path)
     table = _json_table(path, text) if suffix not in readers else _cell_table(path, readers[suffix](path, text), wanted)
     if not table.rows:
         raise BadData(f"{path}: there is a header but no data row below it.")
@@ -88,7 +88,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     if path.is_dir():
         raise BadData(f"{path}: this is a folder; give a CSV, TSV or JSONL file.")
     try:

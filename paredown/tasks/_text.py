@@ -6,7 +6,7 @@ Legend: N texts, B texts of a batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,12 +121,18 @@ def _without(data: TextData, keys: set[tuple[str, ...]]) -> tuple[TextData, int]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of N texts, each an int64 array [T_i]; `truncated` of them were longer than the model takes."""
+    """Token ids of N texts, each an int64 array [T_i]; `truncated` of them were longer than the model takes.
+
+    The windows of a language model say whose they are (`owner` [N], an index of a text) and how many of their last
+    tokens are judged (`scored` [N]).
+    """
 
     ids: tuple[Array, ...]
     pad_id: int
     input_names: tuple[str, ...]
     truncated: int
+    owner: Array | None = None
+    scored: Array | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -135,6 +141,11 @@ class Tokens:
     def lengths(self) -> Array:
         """The number of tokens of every text [N], special tokens included."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    def take(self, rows: Array) -> Tokens:
+        """Those of some rows, in that order."""
+        owner, scored = (None if part is None else part[rows] for part in (self.owner, self.scored))
+        return replace(self, ids=tuple(self.ids[i] for i in rows), owner=owner, scored=scored)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, max_length: int, input_names: Sequence[str]) -> Tokens:

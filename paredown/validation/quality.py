@@ -5,6 +5,7 @@ Legend: N examples, R resamples, S models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,12 @@ def least_bound(examples: int, confidence: float) -> float:
 
 
 def passes(drop: Drop, max_drop: float) -> bool:
-    """Whether the drop is at most `max_drop` (in the metric's own unit) with the confidence of its bound."""
+    """Whether the drop is at most `max_drop` (in the metric's own unit) with the confidence of its bound.
+
+    Of a log-likelihood `max_drop` is the share by which perplexity may rise.
+    """
+    if drop.metric == "log_likelihood":
+        max_drop = math.log1p(max_drop)
     return drop.bound <= max_drop + 1e-12  # a bound that rounding has put beside the budget is on it
 
 

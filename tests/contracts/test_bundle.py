@@ -85,7 +85,7 @@ def test_every_family_comes_back_as_it_was_saved(family: str, task: str, tmp_pat
     assert not model.training and {str(parameter.dtype) for parameter in model.parameters()} == {"torch.float32"}
     assert not [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     with torch.inference_mode():
-        out = bundle.encoder()(**inputs)
+        out = bundle.network()(**inputs)
     torch.testing.assert_close(out, stock(expected, inputs), atol=1e-5, rtol=0)
     assert bundle.report()["speedup"]["value"] == 2.0
     assert (bundle.manifest["labels"] is not None) == (task == CLASSIFIER)
@@ -117,7 +117,7 @@ def test_the_onnx_file_runs_alone(kind: str, whole: Callable[[str], Bundle], tmp
     inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
     rows = json.dumps({name: inputs[name].tolist() for name in INPUTS})
     found = run_fresh(ALONE, str(bundle.folder / "model.onnx"), rows, cwd=tmp_path)
-    encoder = bundle.encoder()
+    encoder = bundle.network()
     with torch.inference_mode():
         expected = encoder(*(inputs[name] for name in encoder.input_names))
     assert list(found) == [encoder.output_name]

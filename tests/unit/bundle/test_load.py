@@ -97,6 +97,6 @@ def test_torch_runner_takes_bundles_and_dense_models(made: Bundle, tmp_path: Pat
 
 
 def test_encoder_has_the_widths_of_the_plan(made: Bundle) -> None:
-    encoder = made.encoder()
+    encoder = made.network()
     assert isinstance(encoder, Encoder)
     assert [(layer.num_heads, layer.num_neurons) for layer in encoder.layers] == [(2, 13), (3, 0)]

@@ -1,0 +1,459 @@
+"""Fine-tuning and distillation on transformers' Trainer, so that it runs unchanged on many GPUs (torchrun, accelerate).
+
+Cosine schedule with 10 % warm-up, early stopping on held-out texts, best state kept, bfloat16 where there is a GPU that
+has it, checkpoints to go on from; LoRA by peft as an option. `distill` is the quicker loop for text encoders on a CPU.
+
+Legend: N texts, B texts of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from paredown.encoder import Model, copied
+from paredown.errors import BadData, FingerprintMismatch, MissingExtra
+from paredown.files import replacing
+from paredown.models import silenced
+from paredown.network import network
+from paredown.recovery import _losses as losses
+from paredown.recovery.distill import Progress, held_out
+from paredown.tasks import Tokens, pad, similar_lengths
+from paredown.tasks.causal_lm import next_tokens
+from paredown.types import Array, Layout, Plan, canonical_json
+
+OBJECTIVES = ("distill", "finetune")
+CHECKS = 10  # of the held-out loss in a training, and as many checkpoints
+TIMED_STEPS = 4  # by which steps are made out of minutes; the first is left out
+MOST_STEPS = 1_000_000
+BATCH = 64  # texts at most
+BEST = "best.safetensors"  # what a training that is over has learnt
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is trained; `recipe` gives the defaults of a kind of model."""
+
+    objective: str
+    learning_rate: float
+    batch_tokens: int
+    temperature: float = 2.0
+    hidden_weight: float = 1.0
+    relation_weight: float = 0.0
+    task_weight: float = 0.0
+    lora_rank: int = 0
+    weight_decay: float = 0.01
+    patience: int = 3  # checks without a better loss end a training
+
+
+def recipe(layout: Layout, *, objective: str = "distill", lora_rank: int = 0) -> Recipe:
+    """The defaults for a model, with their reasons.
+
+    Learning rate: a cut model is far from a minimum and small, so it takes more than the 2e-5 of fine-tuning a whole
+    one: 2e-4 for text encoders, half of that with labels alone, which are few and soon learnt by heart; 1e-3 for a
+    language model, whose every token teaches. LoRA's fresh matrices take five times as much. Batch: 2,048 tokens, as
+    much as scoring holds. Streams are learnt beside the answers where the last layer gives every token: they say where
+    it went wrong. Values' relations and labels are off: both copy less than the answers do.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is {objective!r}; choose {' or '.join(OBJECTIVES)}")
+    generates = layout.pooling == "tokens"
+    rate = 1e-3 if generates else 2e-4 if objective == "distill" else 1e-4
+    return Recipe(
+        objective=objective,
+        learning_rate=rate * (5 if lora_rank else 1),
+        batch_tokens=2048,
+        lora_rank=lora_rank,
+    )
+
+
+def recover(
+    small: Model,
+    *,
+    teacher: nn.Module,
+    layout: Layout,
+    plan: Plan,
+    tokens: Tokens,
+    recipe: Recipe,
+    labels: Array | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    folder: Path | None = None,
+    seed: int = 0,
+    report: Callable[[Progress], None] | None = None,
+) -> tuple[Model, list[Progress]]:
+    """A trained copy of `small` (its best state on held-out texts), and the checks made on the way.
+
+    `plan` cut `small` out of `teacher`. A tenth of the texts judges and is not learnt from. Exactly one of `steps` and
+    `minutes`; minutes become steps by timing a few, so that the schedule ends with them. Without `labels` [N] a
+    classifier can only be distilled; a language model learns its next tokens. With `folder`, checkpoints are written
+    there, and a later call goes on from the last whole one: safetensors for the weights, Trainer's own files for the
+    optimizer. Embeddings are frozen: their gradient and their optimizer state would
+    cost more than the layers'. The copy is never worse than `small` on the held-out texts, frozen and in eval mode.
+
+    Raises BadData without texts or labels to learn, FingerprintMismatch when the folder is of another training,
+    MissingExtra without accelerate, or peft for LoRA.
+    """
+    if (steps is None) == (minutes is None):
+        raise ValueError("say how long to train: either steps or minutes")
+    count = len(tokens)
+    if count < 2:
+        raise BadData("There are too few texts to learn from: one must be left to judge by.")
+    generates = layout.pooling == "tokens"
+    if recipe.objective == "finetune" and labels is None and not generates:
+        raise BadData("Fine-tuning needs labels, and the data has none: distil instead.")
+    student = copied(small, layout)
+    held = held_out(tokens.lengths, seed=seed)
+    learnt = np.setdiff1d(np.arange(count), held)
+    data = _Texts(tokens, labels, layout, recipe.batch_tokens)
+    with _own_random_state(), silenced(), _expected_warnings():
+        lesson = _Lesson(student, teacher, layout, plan, recipe)
+        trained = _trainable(lesson, layout, recipe)
+        begun = _judge(lesson, data, held)
+        history = [Progress(0.0, 0, begun, begun)]
+        if not trained or not (steps or minutes):
+            return student.requires_grad_(False).eval(), history
+        before = {name: value.detach().clone() for name, value in trained.items()}
+        place = tempfile.TemporaryDirectory() if folder is None else contextlib.nullcontext(str(folder))
+        with place as name:
+            job = [asdict(recipe), _digest(tokens, labels), seed, steps, minutes, plan.id]
+            stored = _job(Path(name), job)
+            done = Path(name) / BEST
+            if steps is None:
+                known = stored.get("steps")
+                steps = int(known) if known else _affordable(lesson, data, learnt, 60 * (minutes or 0), recipe)
+            _remember(Path(name), {**stored, "steps": steps})
+            if done.exists():
+                history += [Progress(**one) for one in stored["checks"]]
+                _put(trained, load_file(done))
+            else:
+                history += _fit(lesson, data, learnt, held, recipe, steps, Path(name), seed, report, begun)
+                _remember(Path(name), {**_read(Path(name)), "checks": [asdict(one) for one in history[1:]]})
+                with replacing(done) as beside:
+                    save_file({key: value.detach().contiguous() for key, value in trained.items()}, beside)
+        if history[-1].best >= begun:
+            _put(trained, before)
+        where = next(small.parameters()).device
+        teacher.to(where)
+        model = lesson.merged().to(where)
+    return cast(Model, model.requires_grad_(False).eval()), history
+
+
+def _put(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            tensor.copy_(values[name])
+
+
+class _Lesson(nn.Module):
+    """The student with its loss, as Trainer wants it: inputs in, a loss out. The teacher is no part of its state."""
+
+    _keys_to_ignore_on_save = None  # Trainer reads it where a state dict lacks parameters
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, layout: Layout, plan: Plan, recipe: Recipe):
+        super().__init__()
+        self.student = _with_lora(student, layout, recipe.lora_rank) if recipe.lora_rank else student
+        self.layout, self.recipe, self.layers = layout, recipe, plan.keep["layers"]
+        self._teacher = [network(teacher, layout)]  # in a list, so that it is not registered
+
+    def train(self, mode: bool = True) -> _Lesson:
+        """Stays in eval mode: dropout would make teacher and student differ for no reason."""
+        super().train(False)
+        return self
+
+    def state_dict(self, *arguments: Any, **more: Any) -> Any:
+        """What is learnt, and nothing else: a checkpoint need not hold frozen embeddings, which may be tied."""
+        learnt = {name for name, value in self.named_parameters() if value.requires_grad}
+        return {name: value for name, value in super().state_dict(*arguments, **more).items() if name in learnt}
+
+    @property
+    def own(self) -> nn.Module:
+        """The student's own model, whatever LoRA has put around it."""
+        return cast(Any, self.student).get_base_model() if self.recipe.lora_rank else self.student
+
+    def merged(self) -> nn.Module:
+        return cast(Any, self.student).merge_and_unload() if self.recipe.lora_rank else self.student
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        targets: Tensor | None = None,
+        return_loss: bool = True,  # by this name Trainer knows that evaluation gives a loss
+    ) -> dict[str, Tensor]:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        ours, how = network(self.own, self.layout), self.recipe
+        distils = how.objective == "distill"
+        seen = losses.watched(ours, inputs, values=distils and how.relation_weight > 0)
+        loss = seen.output.new_zeros((), dtype=torch.float32)
+        if distils:
+            with torch.no_grad():
+                teacher = self._teacher[0]
+                teacher.model.to(input_ids.device)
+                shown = losses.watched(teacher, inputs, values=how.relation_weight > 0)
+            loss = loss + losses.answers(seen.output, shown.output, ours.output_name, how.temperature)
+            if how.hidden_weight:
+                loss = loss + how.hidden_weight * losses.hidden(seen, shown, self.layers, attention_mask)
+            if how.relation_weight:
+                loss = loss + how.relation_weight * losses.relations(seen, shown, attention_mask)
+        weight = how.task_weight if distils else 1.0
+        if weight and targets is not None:
+            flat = targets[attention_mask.bool()] if targets.dim() == 2 else targets
+            loss = loss + weight * losses.task(seen.output, flat)
+        return {"loss": loss}
+
+
+def _with_lora(student: nn.Module, layout: Layout, rank: int) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtra("peft", "train") from error
+    blocks = student.get_submodule(layout.layers)
+    names = [
+        f"{layout.layers}.{name}"
+        for name, module in blocks.named_modules()
+        if isinstance(getattr(module, "weight", None), Tensor) and cast(Tensor, module.weight).dim() == 2
+        if cast(Tensor, module.weight).numel() and not isinstance(module, nn.Embedding)
+    ]
+    transposed = any(not isinstance(student.get_submodule(name), nn.Linear) for name in names)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, fan_in_fan_out=transposed)
+    return cast(nn.Module, get_peft_model(cast(Any, student), config))
+
+
+def _trainable(lesson: _Lesson, layout: Layout, recipe: Recipe) -> dict[str, nn.Parameter]:
+    """The parameters to learn, which alone require gradients: LoRA's, or all but embeddings and empty tensors."""
+    if not recipe.lora_rank:
+        lesson.student.requires_grad_(True)
+        modules = dict(lesson.student.named_modules())
+        for name in (*layout.embeddings, *layout.unused):
+            if name in modules:
+                modules[name].requires_grad_(False)
+        for value in lesson.student.parameters():
+            if not value.numel():
+                value.requires_grad_(False)
+    return {name: value for name, value in lesson.named_parameters() if value.requires_grad}
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts as batches of tensors. Trainer is given lists of indices, a batch each."""
+
+    tokens: Tokens
+    labels: Array | None
+    layout: Layout
+    batch_tokens: int
+
+    def batches(self, chosen: Array) -> list[Array]:
+        return similar_lengths(self.tokens.lengths, chosen, batch_size=BATCH, most_tokens=self.batch_tokens)
+
+    def batch(self, rows: Array) -> dict[str, Tensor]:
+        arrays = pad([self.tokens.ids[i] for i in rows], pad_id=self.tokens.pad_id, input_names=self.tokens.input_names)
+        found = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        if self.layout.pooling == "tokens":
+            targets = np.full(arrays["input_ids"].shape, -100, dtype=np.int64)
+            targets[arrays["attention_mask"].astype(bool)] = next_tokens(arrays)
+            found["targets"] = torch.from_numpy(targets)
+        elif self.labels is not None:
+            found["targets"] = torch.from_numpy(self.labels[rows])
+        return found
+
+
+class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """One whole batch per item, shuffled anew in every round through the texts."""
+
+    def __init__(self, data: _Texts, chosen: Array, *, rounds: int, seed: int | None):
+        self.data = data
+        rng = np.random.default_rng(seed)
+        self.rows: list[Array] = []
+        for _ in range(rounds):
+            parts = data.batches(chosen if seed is None else rng.permutation(chosen))
+            self.rows += parts if seed is None else [parts[i] for i in rng.permutation(len(parts))]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.data.batch(self.rows[index])
+
+
+def _judge(lesson: _Lesson, data: _Texts, held: Array) -> float:
+    """The loss on the held-out texts, batches counting alike, as Trainer's own evaluation does."""
+    lesson.eval()
+    with torch.no_grad():
+        found = [float(lesson(**data.batch(rows))["loss"]) for rows in data.batches(held)]
+    return float(np.mean(found))
+
+
+def _affordable(lesson: _Lesson, data: _Texts, learnt: Array, seconds: float, recipe: Recipe) -> int:
+    """How many steps fit into so many seconds, checks and checkpoints included, by a few that are thrown away."""
+    items = _Batches(data, learnt, rounds=1, seed=0)
+    trained = [value for value in lesson.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    times = []
+    for i in range(TIMED_STEPS):
+        begun = time.perf_counter()
+        lesson(**items[i % len(items)])["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - begun)
+    each = float(np.mean(times[1:]))
+    judging = CHECKS * 0.4 * each * max(1, len(data.batches(held_out(data.tokens.lengths))))
+    return int(min(MOST_STEPS, max(1, (seconds - min(judging, seconds / 2)) / each)))
+
+
+def _fit(
+    lesson: _Lesson,
+    data: _Texts,
+    learnt: Array,
+    held: Array,
+    recipe: Recipe,
+    steps: int,
+    folder: Path,
+    seed: int,
+    report: Callable[[Progress], None] | None,
+    start: float,
+) -> list[Progress]:
+    """Trains in place, up to the best state, and gives the checks."""
+    try:
+        import accelerate  # noqa: F401  Trainer needs it
+    except ImportError as error:
+        raise MissingExtra("accelerate", "train") from error
+    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
+
+    every = max(1, steps // CHECKS)
+    gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,  # an item is a batch already
+        per_device_eval_batch_size=1,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 10),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=gpu,
+        use_cpu=not gpu,
+        bf16=gpu and torch.cuda.is_bf16_supported(),
+        seed=seed,
+        label_names=[],
+        prediction_loss_only=True,
+    )
+    checks: list[Progress] = []
+    begun, spent_before = time.monotonic(), _read(folder).get("seconds", 0.0)
+
+    def now() -> float:
+        return float(spent_before + time.monotonic() - begun)
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            latest = checks[-1] if checks else Progress(0.0, 0, start, start)
+            if report:
+                report(Progress(now(), state.global_step, latest.distance, latest.best))
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            loss = float(more["metrics"]["eval_loss"])
+            best = min(value for value in (loss, start, *(c.distance for c in checks)) if math.isfinite(value))
+            checks.append(Progress(now(), state.global_step, loss, best))
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            _remember(folder, {**_read(folder), "seconds": now(), "checks": [asdict(one) for one in checks]})
+
+    rounds = -(-steps // max(1, len(data.batches(learnt))))
+    trainer = Trainer(
+        model=lesson,
+        args=arguments,
+        train_dataset=_Batches(data, learnt, rounds=rounds, seed=seed),
+        eval_dataset=_Batches(data, held, rounds=1, seed=None),
+        data_collator=lambda items: items[0],
+        callbacks=[EarlyStoppingCallback(recipe.patience), Watch()],
+    )
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    checks += [Progress(**one) for one in _read(folder).get("checks", [])] if last else []
+    trainer.train(resume_from_checkpoint=last)
+    return checks
+
+
+# ------------------------------------------------------------------------------------------------- what is on disk
+
+
+def _job(folder: Path, job: list[Any]) -> dict[str, Any]:
+    """What an earlier call left; FingerprintMismatch if it was another training."""
+    digest = hashlib.sha256(canonical_json(job).encode()).hexdigest()
+    found = _read(folder)
+    if found and found["job"] != digest:
+        raise FingerprintMismatch(f"{folder} holds checkpoints of another training; name another folder")
+    return found or {"job": digest}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "training.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _remember(folder: Path, facts: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "training.json") as beside:
+        beside.write_text(json.dumps(facts))
+
+
+def _digest(tokens: Tokens, labels: Array | None) -> str:
+    found = hashlib.sha256(tokens.lengths.tobytes() + (b"" if labels is None else labels.tobytes()))
+    for ids in tokens.ids:
+        found.update(ids.tobytes())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Trainer seeds the generators of the process: afterwards they are as they were."""
+    import random
+
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _expected_warnings() -> Iterator[None]:
+    """Silences what is no matter of the user's: nothing to pin, a config that is no file, an old name asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft.*")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield

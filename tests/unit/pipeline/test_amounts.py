@@ -1,0 +1,140 @@
+"""Pruning by amounts, in rounds, of a text encoder and of a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import paredown
+from paredown.errors import InfeasibleBudget, ParedownError
+from paredown.pipeline import Silent
+from tests.contracts.families import save, tiny, tiny_tokenizer
+from tests.unit.pipeline.conftest import Desk
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript")
+
+
+@pytest.fixture(scope="session")
+def tale(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny language model and a text."""
+    folder = tmp_path_factory.mktemp("tale")
+    model = tiny("llama", max_position_embeddings=64, num_hidden_layers=4)
+    words = sorted(word for word in tiny_tokenizer("llama").get_vocab() if word.isalnum())
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(words, 40)) for _ in range(600)]
+    text = folder / "tale.txt"
+    text.write_text("\n\n".join(lines))
+    return save(model, folder / "model"), text
+
+
+def pruned(desk: Desk, out: Path, **asked: Any) -> paredown.bundle.Bundle:
+    return paredown.prune(
+        desk.model, data=desk.train, eval=desk.test, out=out, threads=1, minutes=0, recover="reconstruct", **asked
+    )
+
+
+def test_rounds_end_where_one_shot_does(desk: Desk, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"heads": 0.25, "neurons": 0.3, "layers": 1}
+    bundle = pruned(desk, tmp_path / "slim", rounds=3, criterion="fisher", **asked)
+    facts = bundle.report()
+    assert facts["accepted"] and facts["objective"]["dial"] == "amount"
+    keep = bundle.plan.keep
+    assert len(keep["layers"]) == 2
+    assert sum(len(keep[f"layer.{i}.heads"]) for i in keep["layers"]) == 8 - 2
+    assert sum(len(keep[f"layer.{i}.neurons"]) for i in keep["layers"]) == 40 - 12
+    rounds = facts["pruning_rounds"]
+    sizes = [one["parameters"] for one in rounds]
+    assert [one["round"] for one in rounds] == [1, 2, 3] and sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == facts["parameters_pruned"] and rounds[-1]["plan_id"] == bundle.plan.id
+    assert all(0 < one["quality_cut"] <= 1 and 0 < one["quality"] <= 1 for one in rounds)
+    chosen = next(row for row in facts["candidates"] if row["chosen"])
+    assert (
+        chosen["kind"] == "pruned" and chosen["name"] == "without 25% of the heads and 30% of the neurons and 1 layers"
+    )
+    assert "--heads 25% --neurons 30% --layers 1" in facts["command"] and "--rounds 3" in facts["command"]
+
+
+def test_rounds_go_on_where_they_stopped(desk: Desk, tmp_path: Path) -> None:
+    class Stop(Silent):
+        stages: list[str]
+
+        def __init__(self, at: str = ""):
+            self.stages, self.at = [], at
+
+        def stage(self, name: str, total: float | None = None) -> None:
+            self.stages.append(name)
+            if name == self.at:
+                raise KeyboardInterrupt
+
+    asked: dict[str, Any] = {"neurons": 0.5, "rounds": 3, "criterion": "magnitude"}
+    with pytest.raises(KeyboardInterrupt):
+        pruned(desk, tmp_path / "slim", progress=Stop("Re-fitting in round 2"), **asked)
+    watch = Stop()
+    again = pruned(desk, tmp_path / "slim", progress=watch, **asked)
+    assert "Scoring, round 2 of 3" not in watch.stages and "Re-fitting in round 1" not in watch.stages
+    assert "Re-fitting in round 2" in watch.stages
+    straight = pruned(desk, tmp_path / "straight", **asked)
+    ours, theirs = again.model().state_dict(), straight.model().state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_share_of_all_parameters(desk: Desk, tmp_path: Path) -> None:
+    facts = pruned(desk, tmp_path / "slim", parameters=0.7, criterion="fisher", rounds=2).report()
+    assert facts["parameters_pruned"] <= 0.7 * facts["parameters_dense"]
+    assert facts["parameters_pruned"] > 0.6 * facts["parameters_dense"]
+    with pytest.raises(InfeasibleBudget, match="cannot be reached"):
+        pruned(desk, tmp_path / "other", parameters=0.05, criterion="fisher")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"heads": 0.2, "speedup": 2.0}, "a speed or for an amount"),
+        ({"parameters": 0.5, "heads": 0.2}, "not both"),
+        ({"layers": 1.5}, "a share from 0 to below 1, or a whole number"),
+        ({"heads": 0.2, "criterion": "block_influence"}, "does not rank heads"),
+        ({"layers": 3}, "3 of 3 layers cannot go"),
+        ({"heads": 0.2, "schedule": "wild"}, "schedule is one of"),
+    ],
+)
+def test_what_cannot_be_asked_for(desk: Desk, tmp_path: Path, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParedownError, match=words):
+        pruned(desk, tmp_path / "slim", **asked)
+
+
+def test_a_language_model_from_end_to_end(tale: tuple[Path, Path], tmp_path: Path) -> None:
+    model, text = tale
+    out = tmp_path / "slim"
+    asked: dict[str, Any] = {"heads": 0.5, "neurons": 0.4, "layers": 1, "protect": 0, "uniform": True}
+    bundle = paredown.prune(model, data=text, out=out, minutes=0, recover="reconstruct", threads=1, **asked)
+    facts = bundle.report()
+    assert facts["accepted"] and (facts["target"], facts["task"]) == ("torch", "causal-lm")
+    assert facts["quality_metric"] == "log_likelihood"
+    metrics = facts["metrics_dense"]
+    assert metrics["perplexity"] == pytest.approx(np.exp(-facts["quality_dense"]))
+    assert facts["generation"]["dense"]["tokens"] == 32 and 8 <= facts["generation"]["prompts"] <= 16
+    small = paredown.load(out).model()
+    ids = torch.randint(3, 60, (1, 9), generator=torch.Generator().manual_seed(0))
+    stock = AutoModelForCausalLM.from_pretrained(out / "huggingface", dtype=torch.float32).eval()
+    assert (stock.config.num_hidden_layers, stock.config.num_key_value_heads) == (3, 1)
+    with torch.no_grad():
+        ours, theirs = small(input_ids=ids).logits, stock(input_ids=ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert small.get_output_embeddings().weight is small.get_input_embeddings().weight  # still tied
+    plain = small.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+    assert plain.shape == (1, 14)
+
+
+def test_what_a_language_model_is_not_for(tale: tuple[Path, Path], tmp_path: Path) -> None:
+    model, text = tale
+    for asked, words in (
+        ({"speedup": 2.0}, "how much of a language model"),
+        ({"neurons": 0.2, "target": "onnxruntime"}, "run on torch"),
+    ):
+        with pytest.raises(ParedownError, match=words):
+            paredown.prune(model, data=text, out=tmp_path / "slim", **asked)  # type: ignore[arg-type]

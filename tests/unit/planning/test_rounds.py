@@ -1,0 +1,61 @@
+"""Scores and plans of a model that is cut already, told in units of the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from paredown.anatomy import describe
+from paredown.planning import Shares, by_shares, lifted, relative
+from paredown.surgery import cut
+from paredown.types import Plan, Scores
+from tests.contracts.families import tiny
+
+
+def plans() -> tuple[Plan, Plan]:
+    """One plan, and another that keeps less of everything."""
+    anatomy = describe(tiny("llama", num_hidden_layers=4))
+    whole = anatomy.identity()
+    first = {**whole, "layers": (0, 2, 3), "layer.0.neurons": tuple(range(2, 12)), "layer.2.heads": (1,)}
+    second = {**first, "layers": (0, 3), "layer.0.neurons": (3, 7), "layer.3.queries": (1,)}
+    return Plan(anatomy.fingerprint, first), Plan(anatomy.fingerprint, second)
+
+
+def test_two_steps_are_one() -> None:
+    model = tiny("llama", num_hidden_layers=4)
+    anatomy = describe(model)
+    first, second = plans()
+    middle = cut(model, anatomy, first)
+    small = describe(middle)
+    both = cut(middle, small, relative(second, first, small)).state_dict()
+    once = cut(model, anatomy, second).state_dict()
+    assert both.keys() == once.keys() and all(torch.equal(both[name], once[name]) for name in once)
+
+
+def test_nothing_comes_back() -> None:
+    model = tiny("llama", num_hidden_layers=4)
+    first, second = plans()
+    small = describe(cut(model, describe(model), second))
+    with pytest.raises(ValueError, match="gone already"):
+        relative(first, second, small)
+
+
+def test_what_is_gone_ranks_last() -> None:
+    model = tiny("llama", num_hidden_layers=4)
+    anatomy = describe(model)
+    first, _ = plans()
+    small = describe(cut(model, anatomy, first))
+    rng = np.random.default_rng(0)
+    values = {group.name: rng.random(group.units) for group in small.groups} | {"sublayers": rng.random(6)}
+    found = lifted(Scores("made up", values), first, anatomy).values
+    assert found["layers"].tolist()[1] == -np.inf and np.isfinite(found["layers"][[0, 2, 3]]).all()
+    assert np.array_equal(found["layer.2.neurons"], values["layer.1.neurons"])
+    assert np.array_equal(found["layer.0.neurons"][2:12], values["layer.0.neurons"])
+    assert (found["layer.1.heads"] == -np.inf).all() and found["layer.2.heads"][0] == -np.inf
+    assert np.array_equal(found["sublayers"][[0, 1, 4, 5, 6, 7]], values["sublayers"])
+    shares = Shares(heads=2, neurons=20, layers=1)
+    plan = by_shares(anatomy, Scores("made up", found), shares)
+    assert set(plan.keep["layers"]) == {0, 2, 3}
+    relative(plan, first, small)  # it keeps nothing that is gone
+    assert sum(len(plan.keep[f"layer.{i}.neurons"]) for i in (0, 2, 3)) == 3 * 20 - 20
