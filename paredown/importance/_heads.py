@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paredown.calibration import Batch, distance, evaluating, sub_layers, tensors
 from paredown.network import Network
-from paredown.types import Anatomy, Array
+from paredown.types import Anatomy, Array, Group
 
 PASSES = 3  # over the texts: with a dense pass each, as dear as four passes forward and back
 STEP = 1.0  # of a gate's logit, in units of the root mean square pull
 PRESSURE = 0.5  # towards zero, in the same units: the L1 penalty
-IN_EFFECT = 1 / 16  # of the gates, drawn anew for each text: with all of them at once, a gate learns what the others do
+IN_EFFECT = 1 / 32  # of the gates, in each text: with all of them at once, a gate learns what the others do
+OTHERWISE = 1e-5  # at most this much of a gate is in effect: texts are few, and no gate may go unseen
 
 
 def attention_patterns(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) -> dict[str, Array]:
@@ -57,12 +59,13 @@ def attention_patterns(encoder: Network, anatomy: Anatomy, batches: Sequence[Bat
 def train_gates(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) -> dict[str, Array]:
     """[U] by group name: a gate in (0, 1) on each unit, trained to stay near the dense model under an L1 penalty.
 
-    Gates are stochastic, as in L0 regularization: in each text a few of them are in effect, drawn by the text itself,
-    and the others are open. Whole passes over the texts are the steps, so batches do not matter. Cost: PASSES times a
-    dense pass and one forward and back.
+    Gates are stochastic, as in L0 regularization: in each text most of them are nearly open and a few in effect, drawn
+    by the text itself. Whole passes over the texts are the steps, so batches do not matter. Cost: PASSES times a dense
+    pass and one forward and back.
     """
-    names = sub_layers(encoder)
-    logits = {name: torch.zeros(anatomy.group(name).units, requires_grad=True) for name in names}
+    modules = sub_layers(encoder)
+    orders = {name: _order(module, anatomy.group(name)) for name, module in modules.items()}
+    logits = {name: torch.zeros(len(order), dtype=torch.float64, requires_grad=True) for name, order in orders.items()}
     for _ in range(PASSES):
         pulls = {name: torch.zeros(len(logit), dtype=torch.float64) for name, logit in logits.items()}
         texts = 0
@@ -71,7 +74,7 @@ def train_gates(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) ->
                 inputs = tensors(batch, encoder)
                 with torch.no_grad():
                     wanted = encoder(**inputs)
-                with torch.enable_grad(), _gated(encoder, anatomy, logits, inputs):
+                with torch.enable_grad(), _gated(encoder, anatomy, logits, _drawn(inputs, orders)):
                     loss = distance(encoder(**inputs), wanted, encoder.output_name).sum()
                 for name, g in zip(logits, torch.autograd.grad(loss, list(logits.values())), strict=True):
                     pulls[name] -= g.double()
@@ -84,16 +87,14 @@ def train_gates(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) ->
 
 
 @contextmanager
-def _gated(encoder: Network, anatomy: Anatomy, logits: dict[str, Tensor], inputs: dict[str, Tensor]) -> Iterator[None]:
-    """Inside the block some units' outputs are multiplied by the sigmoid of their logit; the text decides which."""
+def _gated(encoder: Network, anatomy: Anatomy, logits: dict[str, Tensor], effects: dict[str, Tensor]) -> Iterator[None]:
+    """Inside the block every unit's output is multiplied by its gate, as far as that is in effect [B, U] in a text."""
     handles = []
-    drawn = _drawn(inputs, sum(map(len, logits.values())))
     for name, module in sub_layers(encoder).items():
         positions = torch.from_numpy(anatomy.group(name).consumer.positions)
         index = torch.empty(positions.numel(), dtype=torch.long)
         index[positions.flatten()] = torch.arange(len(positions)).repeat_interleave(positions.shape[1])
-        here, drawn = drawn[:, : len(logits[name])], drawn[:, len(logits[name]) :]
-        gates = (1 - here * (1 - logits[name].sigmoid()))[:, None, index]  # [B, 1, X]
+        gates = (1 - effects[name] * (1 - logits[name].sigmoid())).float()[:, None, index]  # [B, 1, X]
         handles.append(module.register_forward_pre_hook(lambda _m, args, gates=gates: (args[0] * gates,)))
     try:
         yield
@@ -102,11 +103,21 @@ def _gated(encoder: Network, anatomy: Anatomy, logits: dict[str, Tensor], inputs
             handle.remove()
 
 
-def _drawn(inputs: dict[str, Tensor], count: int) -> Tensor:
-    """Which gates are in effect in each text [B, count], as 0 and 1."""
+def _drawn(inputs: dict[str, Tensor], orders: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How much of each gate is in effect in each text [B, U]: all of it, or next to nothing."""
     real = inputs["input_ids"] * inputs["attention_mask"]
-    places = torch.arange(1, real.shape[1] + 1)
-    rows = []
-    for seed in (real * places * 2654435761 % 2**31).sum(1).tolist():
-        rows.append(torch.rand(count, generator=torch.Generator().manual_seed(int(seed))) < IN_EFFECT)
-    return torch.stack(rows).float()
+    seeds = (real * torch.arange(1, real.shape[1] + 1) * 2654435761 % 2**31).sum(1).tolist()
+    counts = [len(order) for order in orders.values()]
+    drawn = [torch.rand(sum(counts), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    by_text = torch.stack(drawn).double()
+    effects = torch.where(by_text < IN_EFFECT, 1.0, OTHERWISE * by_text).split(counts, dim=1)
+    return {name: effect[:, order] for (name, order), effect in zip(orders.items(), effects, strict=True)}
+
+
+def _order(projection: nn.Module, group: Group) -> Tensor:
+    """[U]: the rank of each unit by its own weights, so that draws go with the units however they are permuted."""
+    assert isinstance(projection.weight, Tensor)
+    weights = projection.weight.detach().movedim(group.consumer.axis, 0)[torch.from_numpy(group.consumer.positions)]
+    ranks = np.empty(group.units, dtype=np.int64)
+    ranks[np.lexsort(weights.flatten(1).T.numpy())] = np.arange(group.units)
+    return torch.from_numpy(ranks)

@@ -76,10 +76,14 @@ class Rounds:
         for kind in KINDS:
             value = getattr(settings, kind)
             if value:
-                said.append(f"{100 * value:g}% of the {kind}" if value < 1 else f"{value:g} {kind}")
+                said.append(
+                    f"{100 * value:g}% of the {kind}"
+                    if value < 1
+                    else f"{value:g} {kind[: -1 if value == 1 else None]}"
+                )
         if settings.parameters is not None:
             said.append(f"{100 * (1 - settings.parameters):g}% of the parameters")
-        return f"without {' and '.join(said)}"
+        return f"without {' and '.join(filter(None, (', '.join(said[:-1]), said[-1])))}"
 
     # ------------------------------------------------------------------------------------------------ what goes
 

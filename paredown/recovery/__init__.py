@@ -1,4 +1,4 @@
-"""GET QUALITY BACK: closed-form reconstruction, and distillation from the dense model."""
+"""GET QUALITY BACK: in closed form (compensate, reconstruct), or by training (distill, train)."""
 
 from __future__ import annotations
 

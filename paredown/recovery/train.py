@@ -98,12 +98,12 @@ def recover(
 ) -> tuple[Model, list[Progress]]:
     """A trained copy of `small` (its best state on held-out texts), and the checks made on the way.
 
-    `plan` cut `small` out of `teacher`. A tenth of the texts judges and is not learnt from. Exactly one of `steps` and
-    `minutes`; minutes become steps by timing a few, so that the schedule ends with them. Without `labels` [N] a
-    classifier can only be distilled; a language model learns its next tokens. With `folder`, checkpoints are written
-    there, and a later call goes on from the last whole one: safetensors for the weights, Trainer's own files for the
-    optimizer. Embeddings are frozen: their gradient and their optimizer state would
-    cost more than the layers'. The copy is never worse than `small` on the held-out texts, frozen and in eval mode.
+    `plan` cut `small` out of `teacher`. A tenth of the texts, one at least, judges and is not learnt from. Exactly one
+    of `steps` and `minutes`; minutes become steps by timing a few, so that the schedule ends with them. Without
+    `labels` [N] a classifier can only be distilled; a language model learns its next tokens. With `folder`, checkpoints
+    are written there, and a later call goes on from the last whole one: safetensors for the weights, Trainer's own
+    files for the optimizer. Embeddings are frozen: their gradient and their optimizer state would cost more than the
+    layers'. The copy is never worse than `small` on the held-out texts, frozen and in eval mode.
 
     Raises BadData without texts or labels to learn, FingerprintMismatch when the folder is of another training,
     MissingExtra without accelerate, or peft for LoRA.
@@ -111,8 +111,8 @@ def recover(
     if (steps is None) == (minutes is None):
         raise ValueError("say how long to train: either steps or minutes")
     count = len(tokens)
-    if count < 2:
-        raise BadData("There are too few texts to learn from: one must be left to judge by.")
+    if not count:
+        raise BadData("There are no texts to learn from.")
     generates = layout.pooling == "tokens"
     if recipe.objective == "finetune" and labels is None and not generates:
         raise BadData("Fine-tuning needs labels, and the data has none: distil instead.")
@@ -125,7 +125,7 @@ def recover(
         trained = _trainable(lesson, layout, recipe)
         begun = _judge(lesson, data, held)
         history = [Progress(0.0, 0, begun, begun)]
-        if not trained or not (steps or minutes):
+        if not trained or not len(learnt) or not (steps or minutes):
             return student.requires_grad_(False).eval(), history
         before = {name: value.detach().clone() for name, value in trained.items()}
         place = tempfile.TemporaryDirectory() if folder is None else contextlib.nullcontext(str(folder))
@@ -334,7 +334,7 @@ def _fit(
         import accelerate  # noqa: F401  Trainer needs it
     except ImportError as error:
         raise MissingExtra("accelerate", "train") from error
-    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
     every = max(1, steps // CHECKS)
@@ -398,6 +398,7 @@ def _fit(
         data_collator=lambda items: items[0],
         callbacks=[EarlyStoppingCallback(recipe.patience), Watch()],
     )
+    trainer.remove_callback(PrinterCallback)  # `report` tells
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     checks += [Progress(**one) for one in _read(folder).get("checks", [])] if last else []
     trainer.train(resume_from_checkpoint=last)

