@@ -69,10 +69,14 @@ class Block:
         return _input_of(self.down, lambda: self.ffn(self.ffn_norm(x)))
 
     def probabilities(self, x: Tensor, mask: Context, first_only: bool = False) -> Tensor:
-        """Where each head looks [B, H, T, T]; needs the eager implementation of attention."""
-        weights = self._attend(x, mask)[1]
-        if weights is None:
-            raise ValueError("attention patterns need a model loaded with attn_implementation='eager'")
+        """Where each head looks [B, H, T, T]: eager attention alone tells."""
+        config = cast(Any, self.attention).config
+        usual, config._attn_implementation = config._attn_implementation, "eager"
+        try:
+            weights = self._attend(x, mask)[1]
+        finally:
+            config._attn_implementation = usual
+        assert weights is not None
         return weights
 
     def attention_output(self, x: Tensor, mask: Context, first_only: bool = False) -> Tensor:

@@ -51,6 +51,22 @@ def inputs_of(projection: nn.Module) -> int:
     return weight.shape[1 if isinstance(projection, nn.Linear) else 0]
 
 
+def admit_biases(model: nn.Module, names: Collection[str]) -> None:
+    """Gives the Linear layers that have none a bias of zeros, for those of `names` that are missing in the model.
+
+    Compensation adds biases to families that have none; a state that holds them needs them to be there.
+    """
+    for name in set(names) - model.state_dict().keys():
+        owner, _, kind = name.rpartition(".")
+        try:
+            module = model.get_submodule(owner)
+        except AttributeError:  # no such part: loading the state will say so
+            continue
+        if kind == "bias" and isinstance(module, nn.Linear):
+            zeros = module.weight.new_zeros(module.out_features)
+            module.bias = nn.Parameter(zeros, requires_grad=module.weight.requires_grad)
+
+
 def copied(model: Model, layout: Layout) -> Model:
     """A copy whose embeddings lie in the same memory: no stage changes them, and they are most of a small model.
 

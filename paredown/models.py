@@ -129,6 +129,13 @@ def build_empty(config: Mapping[str, Any], task: str) -> PreTrainedModel:
     finally:
         hook.remove()
     model.eval()
+    return with_fused_attention(model) if task == CAUSAL_LM else model
+
+
+def with_fused_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, calling torch's fused attention where its family has it; soft caps only eager attention knows."""
+    if model._supports_sdpa and not getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("sdpa")
     return model
 
 
@@ -314,7 +321,7 @@ def _load_weights(folder: Path, task: str) -> PreTrainedModel:
     if missing:
         what = "a trained classification head" if any(name.startswith("classifier") for name in missing) else "weights"
         raise UnsupportedModel(f"{folder} lacks {what}: no tensor {sorted(missing)[0]!r} ({len(missing)} missing)")
-    return model.eval()  # type: ignore[no-any-return]
+    return with_fused_attention(model).eval() if task == CAUSAL_LM else model.eval()  # type: ignore[no-any-return]
 
 
 def _unloadable(folder: Path, error: Exception) -> UnsupportedModel:

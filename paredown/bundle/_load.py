@@ -19,6 +19,7 @@ from paredown import registry
 from paredown.anatomy import describe
 from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, WEIGHTS, read_manifest, sha256
 from paredown.cores import cores
+from paredown.encoder import admit_biases
 from paredown.errors import BadData, CorruptBundle, ParedownError
 from paredown.models import CAUSAL_LM, FAMILIES, build_empty, load_model, silenced, unsupported_family
 from paredown.network import Network, network
@@ -68,6 +69,7 @@ class Bundle:
         path = self.folder / WEIGHTS
         try:
             state: dict[str, Tensor] = load_file(path)
+            admit_biases(model, state)
             # One Parameter object for every name that shares it: loading by assignment then ties them again.
             state |= {name: nn.Parameter(state[name]) for name, _ in model.named_parameters() if name in state}
             state |= {name: state[source] for name, source in self.manifest["tied"].items()}

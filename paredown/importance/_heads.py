@@ -26,8 +26,10 @@ OTHERWISE = 1e-5  # at most this much of a gate is in effect: texts are few, and
 def attention_patterns(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) -> dict[str, Array]:
     """[2, U] by group name: 1 - entropy / log T, and the largest probability; means over the rows that are read.
 
-    T is the number of tokens that a row sees; rows that see one token say nothing and are left out. The query heads of
-    a group are averaged. Cost: a forward pass and half.
+    What looks at a special token does nothing (Clark et al. 2019, arXiv:1906.04341), so keys are the T tokens between
+    those at the ends: all that a row sees but the first one, and the last one of a text encoder's. Entropy is of the
+    probabilities among them. Rows that see fewer than two of them say nothing and are left out. The query heads of a
+    group are averaged. Cost: a forward pass and half.
     """
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
@@ -35,18 +37,23 @@ def attention_patterns(encoder: Network, anatomy: Anatomy, batches: Sequence[Bat
         for batch in batches:
             inputs = tensors(batch, encoder)
             real = inputs["attention_mask"].bool()
-            sees = (
-                real.cumsum(1) if encoder.layout.pooling == "tokens" else real.sum(1, keepdim=True).expand(real.shape)
-            )
+            keys = real.clone()
+            keys[:, 0] = False
+            if encoder.layout.pooling == "tokens":
+                sees = keys.cumsum(1)
+            else:
+                keys[torch.arange(len(keys)), real.sum(1) - 1] = False
+                sees = keys.sum(1, keepdim=True).expand(real.shape)
             x = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
             mask = encoder.mask(x, inputs["attention_mask"])
             for i, layer in enumerate(encoder.layers):
                 first = encoder.layout.pooling == "cls" and i == len(encoder.layers) - 1
                 if layer.num_heads:
-                    p = layer.probabilities(x, mask, first)
                     rows_ = slice(0, 1) if first else slice(None)
-                    read = (real & (sees > 1))[:, rows_]
-                    entropy = -torch.special.xlogy(p, p).sum(-1) / sees.clamp(min=2).log()[:, None, rows_]
+                    read, seen = (real & (sees > 1))[:, rows_], sees[:, None, rows_]
+                    p = layer.probabilities(x, mask, first) * keys[:, None, None]
+                    q = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+                    entropy = -torch.special.xlogy(q, q).sum(-1) / seen.clamp(min=2).log()
                     both = torch.stack([1 - entropy, p.amax(-1)])  # [2, B, H, T]
                     name = f"layer.{i}.heads"
                     both = both.unflatten(2, (anatomy.group(name).units, -1)).mean(3)

@@ -1,4 +1,6 @@
-"""How sure a head looks: the mean of its largest attention weight (Voita et al. 2019, arXiv:1905.09418)."""
+"""How sure a head looks: the mean of its largest attention weight, special tokens left out (Voita et al. 2019,
+arXiv:1905.09418).
+"""
 
 import numpy as np
 
@@ -10,6 +12,6 @@ NEEDS = ("attention",)
 
 
 def score(evidence: Evidence) -> Array:
-    """[H]: mean over tokens of the largest probability."""
+    """[H]: mean over tokens of the largest probability that one of the text's own tokens gets."""
     assert evidence.attention is not None
     return np.where(evidence.alive, evidence.attention[1], 0.0)

@@ -16,15 +16,14 @@ TORCH = "paredown.bundle:torch_runner"
 
 def stock_torch(path: str, *, threads: int, task: str | None = None) -> Runner:
     """The dense model's own forward pass on torch."""
-    from paredown.models import load_model
+    from paredown.models import load_model, with_fused_attention
     from paredown.network import network
     from paredown.pipeline._prepare import describe_loaded
     from paredown.targets import stock_runner
 
     loaded = load_model(path, task=task)
-    if loaded.model._supports_sdpa:  # the attention that transformers itself would take
-        loaded.model.set_attn_implementation("sdpa")
-    return stock_runner(network(loaded.model, describe_loaded(loaded, loaded.model).layout), threads=threads)
+    model = with_fused_attention(loaded.model)  # as transformers itself would
+    return stock_runner(network(model, describe_loaded(loaded, model).layout), threads=threads)
 
 
 def cut_torch(path: str, *, threads: int, plan: str, task: str | None = None, weights: str | None = None) -> Runner:
@@ -48,7 +47,6 @@ def cut_torch(path: str, *, threads: int, plan: str, task: str | None = None, we
     if weights is not None:
         load_state(small, load_file(weights))
     if loaded.task == CAUSAL_LM:
-        small.set_attn_implementation("sdpa")
         return stock_runner(network(small, anatomy.layout), threads=threads)
     return load_encoder(network(small, anatomy.layout), threads=threads)
 
@@ -60,4 +58,7 @@ def state_of(model: Any) -> dict[str, Any]:
 
 def load_state(model: Any, state: Mapping[str, Any]) -> None:
     """Puts the tensors back; every one must be there."""
+    from paredown.encoder import admit_biases
+
+    admit_biases(model, state)
     model.load_state_dict(state, strict=True)

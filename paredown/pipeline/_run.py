@@ -14,6 +14,7 @@ from paredown import bundle as bundles
 from paredown import registry
 from paredown.bundle import Bundle
 from paredown.cores import cores
+from paredown.encoder import blocks_of, linear_of
 from paredown.errors import GateFailed, ParedownError
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import BASELINE, Candidate, control, dense_candidates, student_candidates
@@ -112,6 +113,13 @@ def _for_model(settings: Settings, prepared: Prepared) -> Settings:
         raise ParedownError(
             "Say how much of a language model is to go: heads, neurons or layers (--neurons 20%, --layers 2), or the "
             "share of parameters that stays (--parameters 80%); speeds are for text encoders."
+        )
+    layout = prepared.anatomy.layout
+    down = linear_of(blocks_of(prepared.model, layout)[0], layout, "down")
+    if settings.uniform and settings.recover == "compensate" and down.bias is None:
+        raise ParedownError(
+            "Compensation adds biases, and a stock checkpoint of this family has no place for them: take "
+            "--recover reconstruct, or leave --uniform out."
         )
     return replace(settings, target="torch")
 

@@ -6,14 +6,13 @@ The least-squares answer when nothing but the bias may change; `reconstruct` als
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paredown.calibration import PROJECTIONS, Batch, collect, divergence
-from paredown.encoder import Model, blocks_of, copied, linear_of
+from paredown.encoder import Model, admit_biases, blocks_of, copied, linear_of
 from paredown.errors import BadData
 from paredown.network import network
 from paredown.recovery.reconstruct import held_out
@@ -31,6 +30,7 @@ def recover(
 ) -> Model:
     """A copy of `small` with b + sum over removed inputs j of E[x_j] W_j; unchanged if that brings it no nearer.
 
+    Projections without a bias get one, as FLAP gives Llama's: such a model no longer fits a stock checkpoint.
     The means are those of the dense `teacher`; whether it is nearer is judged on `held_out` batches, which do not
     count in them. Cost: one forward pass over the batches. `progress` is told of texts. Raises BadData without batches.
     """
@@ -47,9 +47,11 @@ def recover(
             for kind, role in PROJECTIONS.items():
                 group = anatomy.group(f"layer.{index}.{kind}")
                 gone = np.setdiff1d(np.arange(group.units), plan.keep[group.name])
-                bias = cast(Tensor | None, linear_of(blocks_of(fitted, layout)[here], layout, role).bias)
-                if not len(gone) or bias is None or group.name not in seen:
+                if not len(gone) or group.name not in seen:
                     continue
+                name = f"{layout.layers}.{here}.{layout.layer_names[role]}.bias"
+                admit_biases(fitted, [name])
+                bias = fitted.get_parameter(name)
                 moments = seen[group.name].moments
                 assert moments is not None
                 inputs = torch.from_numpy(group.consumer.positions[gone].ravel())
