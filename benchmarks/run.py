@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import scoring_cost
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -106,6 +107,42 @@ def criteria_refitted() -> list[dict[str, Any]]:
     return [_compare(*_banking77(), *names, "--fractions", ".3,.4,.5", "--recover", "reconstruct")]
 
 
+def amounts() -> list[dict[str, Any]]:
+    """A quarter of the heads and of the neurons and a layer, with fifteen minutes of distillation."""
+    return [_prune("amounts", *_banking77(), *_QUARTER, "--layers", "1", "--minutes", "15")]
+
+
+def rounds() -> list[dict[str, Any]]:
+    """Half of the heads and of the neurons at once and in three rounds, with as many training steps in all."""
+    half = ("--heads", "50%", "--neurons", "50%", "--steps", "240")
+    return [_prune(f"rounds-{n}", *_banking77(), *half, "--rounds", str(n)) for n in (1, 3)]
+
+
+def decoder() -> list[dict[str, Any]]:
+    """Perplexity of a language model by criterion, published ones as published; then checkpoints of one width."""
+    model, text = str(_assets() / "models/stories260k"), str(_assets() / "data/tinystories/tinystories_cased_940k.txt")
+    width = ("--units", "neurons,heads", "--fractions", ".1,.2,.3")
+    depth = ("--units", "layers", "--fractions", ".2")
+    found = []
+    for what in (width, depth):
+        found.append(_compare(model, "--data", text, *what))
+        found.append(_compare(model, "--data", text, *what, "--criteria", OURS[what[1]], "--recover", "reconstruct"))
+    flap = ("--criteria", "flap", "--recover", "compensate")
+    found.append(_compare(model, "--data", text, *width, *flap))
+    for amount in ("--neurons 10%", "--neurons 20%", "--neurons 30%", "--layers 1"):
+        how = ("--uniform", "--recover", "reconstruct", *amount.split())
+        found.append(_prune(f"decoder{amount.replace(' ', '').strip('%')}", model, "--data", text, *how))
+    return found
+
+
+def scoring() -> list[dict[str, Any]]:
+    """What each criterion costs, in passes over the same texts, and the memory for a quarter of them and for all."""
+    return [{"step": "scoring", "exit_code": 0, **scoring_cost.measure(*_banking77()[:3:2])}]
+
+
+_QUARTER = ("--heads", "25%", "--neurons", "25%")
+OURS = {"neurons,heads": "obs,ablation", "layers": "removal_loss"}  # the defaults of prune
+
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "banking77": banking77,
     "banking77-untrained": banking77_untrained,
@@ -113,6 +150,10 @@ BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "newsgroups": newsgroups,
     "criteria": criteria,
     "criteria-refitted": criteria_refitted,
+    "amounts": amounts,
+    "rounds": rounds,
+    "decoder": decoder,
+    "scoring": scoring,
 }
 
 

@@ -212,7 +212,13 @@ Parameters = Annotated[
     ),
 ]
 Criterion = Annotated[
-    str, typer.Option("--criterion", metavar="NAME", help="What ranks heads and neurons.", rich_help_panel=AMOUNT)
+    str | None,
+    typer.Option(
+        "--criterion",
+        metavar="NAME",
+        help="What ranks heads and neurons: obs, but ablation for a language model's heads.",
+        rich_help_panel=AMOUNT,
+    ),
 ]
 DepthCriterion = Annotated[
     str, typer.Option("--depth-criterion", metavar="NAME", help="What ranks layers.", rich_help_panel=AMOUNT)

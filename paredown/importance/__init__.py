@@ -20,13 +20,13 @@ from paredown.errors import BadData
 from paredown.importance._depth import removal, streams, thinned
 from paredown.importance._evidence import DepthEvidence, Evidence, Streams
 from paredown.importance._heads import attention_patterns, train_gates
-from paredown.importance._measured import measured
+from paredown.importance._measured import ablations, measured
 from paredown.network import Network, network
 from paredown.types import Anatomy, Array, Group, Scores
 
 __all__ = ["DepthEvidence", "Evidence", "Streams", "criteria", "score", "score_each"]
 
-AFFORDED = 2.0  # forward passes over the calibration texts that a greedy removal may cost
+AFFORDED = 1.5  # forward passes over the calibration texts that trying removals may cost
 DEPTH = {"layer": "layers", "sublayer": "sublayers"}  # the names under which their scores are found
 
 
@@ -75,13 +75,15 @@ def score_each(
     needs = {need for module in modules.values() for need in module.NEEDS}
     gram = {"gram"} if judge and any(hasattr(module, "score") for module in modules.values()) else set()
     encoder = network(model, anatomy.layout)
+    statistics = (
+        collect(encoder, anatomy, calibration, asked, seed=seed) if (asked := (needs & set(NEEDS)) | gram) else {}
+    )
     seen = _Seen(
         state={name: tensor.detach().numpy() for name, tensor in model.state_dict().items()},
-        statistics=collect(encoder, anatomy, calibration, asked, seed=seed)
-        if (asked := (needs & set(NEEDS)) | gram)
-        else {},
+        statistics=statistics,
         attention=attention_patterns(encoder, anatomy, calibration) if "attention" in needs else {},
         learned=train_gates(encoder, anatomy, calibration) if "learned" in needs else {},
+        ablated=_ablated(encoder, anatomy, statistics, calibration) if "ablations" in needs else {},
         streams=streams(encoder, calibration) if "streams" in needs else None,
         seed=seed,
     )
@@ -118,6 +120,7 @@ class _Seen:
     statistics: Mapping[str, Statistics]
     attention: Mapping[str, Array]
     learned: Mapping[str, Array]
+    ablated: Mapping[str, Array]
     streams: Streams | None
     seed: int
 
@@ -154,7 +157,16 @@ class _Seen:
             outgoing_gradients=outgoing(gradients) if gradients else None,
             attention=self.attention.get(group.name),
             learned=self.learned.get(group.name),
+            ablated=self.ablated.get(group.name),
         )
+
+
+def _ablated(
+    encoder: Network, anatomy: Anatomy, statistics: Mapping[str, Statistics], calibration: Sequence[Batch]
+) -> dict[str, Array]:
+    """Every head left out once, from its layer on: on as many texts as AFFORDED passes go through."""
+    units = sum(group.units for group in anatomy.groups if group.kind in ("head", "query"))
+    return ablations(encoder, anatomy, statistics, thinned(calibration, min(1.0, 2 * AFFORDED / max(1, units))))
 
 
 def _depth_evidence(

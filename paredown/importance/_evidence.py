@@ -23,7 +23,7 @@ class Evidence:
     [U, Z] are the producers' entries of each unit. `gram`, `curvature`, `moments` and `gates` are those of
     `paredown.calibration.Statistics`, over `rows` tokens of `texts` texts; the two gradients have the shapes of the
     weights. `attention` [2, U]: of each head, 1 - entropy / log T and the largest probability, means over rows.
-    `learned` [U]: a gate on each unit after some steps of training.
+    `learned` [U]: a gate on each unit after some steps of training. `ablated` [U]: what the answers lose without it.
     """
 
     positions: Array
@@ -41,6 +41,7 @@ class Evidence:
     outgoing_gradients: Array | None = None
     attention: Array | None = None
     learned: Array | None = None
+    ablated: Array | None = None
 
     @property
     def alive(self) -> Array:

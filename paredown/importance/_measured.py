@@ -2,7 +2,8 @@
 
 A criterion looks at one sub-layer at a time and takes tokens for independent. Inside a group that ranks the units well;
 between groups it can be wrong by far: under mean pooling the errors of all tokens of a text add up in the last layer,
-where an independent sum is too small by their number. So each group is put to the test on texts.
+where an independent sum is too small by their number. So each group is put to the test on texts; and heads, which are
+few, can be put to it one by one.
 
 Legend: B batch, T tokens, X inputs of an output projection (heads side by side, or neurons), D model width, U units.
 """
@@ -23,11 +24,12 @@ from paredown.calibration import (
     distance,
     evaluating,
     ridge_regression,
+    sub_layer_of,
     sub_layers,
     tensors,
 )
 from paredown.importance.obs import DAMPING
-from paredown.network import Network, network
+from paredown.network import Network
 from paredown.types import Anatomy, Array, Group
 
 
@@ -44,23 +46,49 @@ def measured(
     the change of the answers is measured on the texts of `judge`. The first figure scales the scores, the second is
     what all of them add up to. Cost: for each group about one pass over `judge`.
     """
-    seen = network(encoder.model, encoder.layout)  # its layers are views: what is put in there leaves the model alone
-    projections = sub_layers(seen)
+    projections = sub_layers(encoder)
     found = dict(values)
-    with torch.no_grad(), evaluating(seen.model):
-        texts = _Texts(seen, judge)
-        for index in range(len(seen.layers)):
-            for kind, role in PROJECTIONS.items():
+    with torch.no_grad(), evaluating(encoder.model):
+        texts = _Texts(encoder, judge)
+        for index in range(len(encoder.layers)):
+            for kind in PROJECTIONS:
                 name = f"layer.{index}.{kind}"
                 if name not in projections:
                     continue
                 group, scores = anatomy.group(name), values[name]
                 rising = np.argsort(scores, kind="stable")
                 half, whole = (
-                    texts.divergence(index, role, _refitted(projections[name], statistics[name], _inputs(group, kept)))
+                    texts.divergence(index, projections[name], statistics[name], _inputs(group, kept))
                     for kept in (rising[group.units // 2 :], rising[group.units :])
                 )
                 found[name] = _scaled(scores, half, whole)
+            texts.advance(index)
+    return found
+
+
+def ablations(
+    encoder: Network, anatomy: Anatomy, statistics: Mapping[str, Statistics], judge: Sequence[Batch]
+) -> dict[str, Array]:
+    """[U] by name, of the groups of heads and of query heads: the divergence when that unit alone goes.
+
+    What stays of the sub-layer is re-fitted with its Gram matrix. Cost: half a pass over `judge` for each unit.
+    """
+    projections = sub_layers(encoder)
+    found = {}
+    with torch.no_grad(), evaluating(encoder.model):
+        texts = _Texts(encoder, judge)
+        for index in range(len(encoder.layers)):
+            for group in anatomy.groups:
+                if group.kind not in ("head", "query") or group.layer != index:
+                    continue
+                others = (np.delete(np.arange(group.units), unit) for unit in range(group.units))
+                lost = [
+                    texts.divergence(
+                        index, projections[sub_layer_of(group)], statistics[group.name], _inputs(group, kept)
+                    )
+                    for kept in others
+                ]
+                found[group.name] = np.array(lost)
             texts.advance(index)
     return found
 
@@ -71,21 +99,24 @@ def _inputs(group: Group, units: Array) -> Array:
     return positions
 
 
-def _refitted(projection: nn.Module, seen: Statistics, inputs: Array) -> nn.Linear:
-    """The projection that does best with these inputs and the bias alone; the weights of the others are zero."""
-    assert isinstance(projection, nn.Linear) and seen.gram is not None
-    weight = projection.weight
-    bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias
-    dense = torch.cat([weight.T, bias[None]]).double()
-    rows = torch.from_numpy(np.append(inputs, len(dense) - 1))
-    gram = torch.from_numpy(seen.gram)[rows]
+def _refitted(projection: nn.Module, seen: Statistics, inputs: Array) -> tuple[Tensor, Tensor | None]:
+    """The weight [X, D] and bias [D] that do best with these inputs alone; the weights of the others are zero.
+
+    A projection without a bias gets none.
+    """
+    assert isinstance(projection.weight, Tensor) and seen.gram is not None
+    weight = projection.weight.T if isinstance(projection, nn.Linear) else projection.weight
+    bias = projection.bias
+    dense, rows = weight.double(), torch.from_numpy(inputs)
+    if isinstance(bias, Tensor):
+        dense = torch.cat([dense, bias[None].double()])
+        rows = torch.cat([rows, torch.tensor([len(dense) - 1])])
+    gram = torch.from_numpy(seen.gram)[rows][:, : len(dense)]
     fitted = torch.zeros_like(dense)
-    fitted[rows] = ridge_regression(gram[:, rows], gram @ dense, dense[rows], ridge=DAMPING)
-    shape = projection.in_features, projection.out_features
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, *shape, dtype=weight.dtype)  # the random state is the caller's
-    made.weight.copy_(fitted[:-1].T)
-    made.bias.copy_(fitted[-1])
-    return made
+    biased = isinstance(bias, Tensor)
+    fitted[rows] = ridge_regression(gram[:, rows], gram @ dense, dense[rows], ridge=DAMPING, biased=biased)
+    fitted = fitted.to(weight.dtype)
+    return (fitted[:-1], fitted[-1]) if biased else (fitted, None)
 
 
 def _scaled(scores: Array, half: float, whole: float) -> Array:
@@ -119,18 +150,19 @@ class _Texts:
         self.streams = [encoder.embed(one["input_ids"], one.get("token_type_ids")) for one in inputs]
         self.wanted = [encoder.forward_from(0, x, mask) for x, mask in zip(self.streams, self.masks, strict=True)]
 
-    def divergence(self, index: int, role: str, projection: nn.Linear) -> float:
-        """Mean over texts of how far the answers move when one layer's projection is this one."""
-        layer = self.encoder.layers[index]
-        before = getattr(layer, role)
-        setattr(layer, role, projection)
-        try:
+    def divergence(self, index: int, projection: nn.Module, seen: Statistics, inputs: Array) -> float:
+        """Mean over texts of how far the answers move when a projection of a layer is left with these inputs."""
+        weight, bias = _refitted(projection, seen, inputs)
+
+        def replaced(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+            given = args[0] @ weight
+            return given if bias is None else given + bias
+
+        with projection.register_forward_hook(replaced):
             found: list[Tensor] = [
                 distance(self.encoder.forward_from(index, x, mask), wanted, self.encoder.output_name)
                 for x, mask, wanted in zip(self.streams, self.masks, self.wanted, strict=True)
             ]
-        finally:
-            setattr(layer, role, before)
         return float(torch.cat(found).mean())
 
     def advance(self, index: int) -> None:

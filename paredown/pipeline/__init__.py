@@ -45,7 +45,7 @@ def prune(
     layers: float = 0.0,
     sublayers: float = 0.0,
     parameters: float | None = None,
-    criterion: str = "obs",
+    criterion: str = "",
     depth_criterion: str = "removal_loss",
     ranking: str = "global",
     protect: int | None = None,

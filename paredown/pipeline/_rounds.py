@@ -129,32 +129,42 @@ class Rounds:
         return found
 
     def _scores(self, model: Any, here: Anatomy, shares: Shares) -> Scores:
-        """By both criteria, of all units that the model still has."""
+        """Each kind by its criterion, of all units that the model still has."""
         settings, prepared = self.settings, self.prepared
-        wide = settings.parameters is not None or any(getattr(settings, kind) for kind in KINDS[:3])
-        deep = [kind for kind in KINDS[3:] if getattr(settings, kind)]
-        names = ([settings.criterion] if wide else []) + ([settings.depth_criterion] if deep else [])
-        for name, kinds in ((settings.criterion, self._wide()), (settings.depth_criterion, deep)):
-            for kind in kinds if name in names else ():
-                if name not in criteria(UNITS[kind]):
-                    fit = ", ".join(criteria(UNITS[kind]))
-                    raise ParedownError(f"The criterion {name} does not rank {kind}; these do: {fit}.")
+        asked = self._criteria()
+        for kind, name in asked.items():
+            fit = criteria(UNITS[kind if kind != "queries" else "heads"])
+            if name not in fit:
+                raise ParedownError(f"The criterion {name} does not rank {kind}; these do: {', '.join(fit)}.")
         batches = calibration_batches(prepared.calibration, most_tokens=SCORED_TOKENS)
         count = max(1, shares.count("layers", prepared.anatomy.group("layers").units))
+        names = sorted({*asked.values()})
         found = score_each(model, here, batches, names, drop=count, seed=settings.seed)
         give_back_what_is_freed()
         values: dict[str, Array] = {}
-        for name in names:
-            own = ("layers", "sublayers") if name == settings.depth_criterion else ()
-            both = settings.criterion == settings.depth_criterion
-            values |= {k: v for k, v in found[name].values.items() if both or (k in own) == bool(own)}
-        return Scores(" and ".join(dict.fromkeys(names)), values)
+        for kind, name in asked.items():
+            own = {k: v for k, v in found[name].values.items() if k.rpartition(".")[2] == kind}
+            if not own:
+                raise ParedownError(f"This cannot be pruned as asked: {name} gave no scores of {kind}.")
+            values |= own
+        return Scores(" and ".join(names), values)
 
-    def _wide(self) -> list[str]:
+    def _criteria(self) -> dict[str, str]:
+        """What ranks each kind of unit that is to go.
+
+        Without a word of the user's heads and neurons are ranked by what the optimal-brain-surgeon pass would lose;
+        but heads of a language model, which are few and whose answers are a text's every token, by trying each.
+        """
         settings = self.settings
-        return (
-            ["heads", "neurons"] if settings.parameters is not None else [k for k in KINDS[:3] if getattr(settings, k)]
-        )
+        if settings.parameters is not None:
+            wide = ["heads", "neurons"]
+        else:
+            wide = [kind for kind in KINDS[:3] if getattr(settings, kind)]
+        tried = self.prepared.generates and settings.parameters is None  # a budget has both kinds on one scale
+        found = {kind: "ablation" if tried and kind != "neurons" else "obs" for kind in wide}
+        if settings.criterion:
+            found = dict.fromkeys(wide, settings.criterion)
+        return found | {kind: settings.depth_criterion for kind in KINDS[3:] if getattr(settings, kind)}
 
     def _by_shares(self, scores: Scores, shares: Shares) -> Plan:
         settings = self.settings

@@ -27,9 +27,10 @@ class Settings:
 
     Amounts are what goes (`heads` to `sublayers`, as in `planning.Shares`), or the share of all `parameters` that
     stays, which heads and neurons make up. They are reached in `rounds` by a `schedule`, scores anew in each;
-    `criterion` ranks heads and neurons, `depth_criterion` layers. `recover` says what follows each cut; training takes
-    `minutes` in all, or as many `steps`, or none at 0 minutes. `lora` is the rank of LoRA's matrices, 0 for none.
-    Without a `target` it is "onnxruntime", or "torch" for a language model.
+    `criterion` ranks heads and neurons ("obs", but "ablation" for a language model's heads), `depth_criterion` layers.
+    `recover` says what follows each cut; training takes `minutes` in all, or as many `steps`, or none at 0 minutes.
+    `lora` is the rank of LoRA's matrices, 0 for none. Without a `target` it is "onnxruntime", or "torch"
+    for a language model.
     """
 
     model: str
@@ -50,7 +51,7 @@ class Settings:
     layers: float = 0.0
     sublayers: float = 0.0
     parameters: float | None = None
-    criterion: str = "obs"
+    criterion: str = ""
     depth_criterion: str = "removal_loss"
     ranking: str = "global"
     protect: int | None = None
@@ -161,7 +162,7 @@ class Settings:
             "out": self.out,
         }
         for name, value in options.items():
-            words += [f"--{name}", f"{value}"] if value is not None else []
+            words += [f"--{name}", f"{value}"] if value not in (None, "") else []
         return shlex.join(words + (["--uniform"] if self.uniform else []))
 
 

@@ -12,9 +12,11 @@ from typing import Any, cast
 
 from paredown import bundle as bundles
 from paredown.bundle import Bundle
+from paredown.decoder import Decoder
 from paredown.encoder import Encoder
 from paredown.errors import BadData, FingerprintMismatch, MissingExtra, ParedownError
-from paredown.models import ENCODERS, LoadedModel, load_model
+from paredown.models import LoadedModel, load_model
+from paredown.network import Network, network
 from paredown.pipeline import _loaders
 from paredown.pipeline._candidates import has_openvino
 from paredown.pipeline._claim import holds, slower, worse
@@ -24,7 +26,8 @@ from paredown.pipeline._prepare import describe_loaded, load_data, outputs_of, t
 from paredown.pipeline._settings import COLUMNS, Progress, Silent
 from paredown.targets import export_stock
 from paredown.tasks import TextData, Tokens, run_batches, tokenize
-from paredown.types import canonical_json, finite
+from paredown.tasks.causal_lm import windows
+from paredown.types import Array, canonical_json, finite
 from paredown.validation.machine import card
 from paredown.validation.quality import paired_drop
 from paredown.validation.timing import Alternative, Timing, latency_ratio, measure, ratio
@@ -63,7 +66,7 @@ def validate(
     source = reference or claim["model"]
     confidence, threads = confidence or claim["confidence"], threads or claim.get("threads")
     try:
-        loaded = load_model(source, task=opened.manifest["task"], families=ENCODERS)
+        loaded = load_model(source, task=opened.manifest["task"])
     except ParedownError as error:
         raise ParedownError(
             f"The dense model is needed to compare with ({error}); name it with --reference."
@@ -75,22 +78,17 @@ def validate(
     columns = SimpleNamespace(**{name: given or claim.get("columns", {}).get(name) for name, given in named})
     data = load_data(eval, loaded, columns, evaluation=True)
     task = task_of(loaded.task)
-    encoder = Encoder(loaded.model, anatomy.layout)
-    tokens = _tokens(loaded, data, encoder, opened.manifest["max_length"])
+    whole = network(loaded.model, anatomy.layout)
+    tokens = _tokens(loaded, data, whole, opened.manifest["max_length"])
     if tokens.truncated:
         progress.say(f"{tokens.truncated} texts are longer than the model takes and were truncated.")
     progress.stage("Comparing answers")
-    dense = outputs_of(encoder, tokens)
-    runner = opened.runner(threads=threads)
-    try:
-        small = run_batches(lambda arrays: next(iter(runner.run(arrays).values())), tokens)
-    finally:
-        runner.close()
+    dense, small = outputs_of(whole, tokens), _answers(opened, tokens, threads)
     drop = paired_drop(task, dense, small, data, confidence=confidence, seed=seed)
     difference = _parity(opened)
     with tempfile.TemporaryDirectory() as folder:
         progress.stage("Timing, interleaved", ROUNDS)
-        timed = _timed(loaded, encoder, source, Path(folder), [_served(opened, bundle)], tokens, threads, progress)
+        timed = _timed(loaded, whole, source, Path(folder), [_served(opened, bundle)], tokens, threads, progress)
     small_timing = timed.pop(bundle)
     faster = speed({f"{name} fp32": timing for name, timing in timed.items()}, small_timing)
     gate = max_drop
@@ -197,18 +195,21 @@ def _side(path: str, folder: Path, target: str | None) -> tuple[list[Alternative
         names = ("input_ids", "attention_mask", "token_type_ids")
         about = opened.tokenizer(), names, opened.manifest["max_length"]
         return [_served(opened, path, target)], about, opened.model()
-    loaded = load_model(path, families=ENCODERS)
-    encoder = Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout)
-    found = _dense(loaded, encoder, path, folder, target)
+    loaded = load_model(path)
+    whole = network(loaded.model, describe_loaded(loaded, loaded.model).layout)
+    found = _dense(loaded, whole, path, folder, target)
     return found, (loaded.tokenizer, ("input_ids", "attention_mask", "token_type_ids"), loaded.max_length), loaded.model
 
 
-def _dense(loaded: LoadedModel, encoder: Encoder, path: str, folder: Path, target: str | None) -> list[Alternative]:
-    onnx = export_stock(encoder, folder / "dense.onnx")
-    found = [
-        Alternative(f"{path} torch", _loaders.STOCK, path, {"task": loaded.task}),
-        Alternative(f"{path} onnxruntime", _loaders.ONNX, str(onnx)),
-    ]
+def _dense(loaded: LoadedModel, whole: Network, path: str, folder: Path, target: str | None) -> list[Alternative]:
+    """The model as it is on every runtime; a language model on torch alone."""
+    found = [Alternative(f"{path} torch", _loaders.STOCK, path, {"task": loaded.task})]
+    if not isinstance(whole, Encoder):
+        if target not in (None, "torch"):
+            raise ParedownError(f"{path} is a language model, and those run on torch here; {target} was asked for.")
+        return found
+    onnx = export_stock(whole, folder / "dense.onnx")
+    found.append(Alternative(f"{path} onnxruntime", _loaders.ONNX, str(onnx)))
     if has_openvino():
         found.append(Alternative(f"{path} openvino", _loaders.OPENVINO, str(onnx)))
     asked = [one for one in found if target is None or one.name.endswith(f" {target}")]
@@ -219,7 +220,7 @@ def _dense(loaded: LoadedModel, encoder: Encoder, path: str, folder: Path, targe
 
 def _timed(
     loaded: LoadedModel,
-    encoder: Encoder,
+    whole: Network,
     source: str,
     folder: Path,
     others: Sequence[Alternative],
@@ -229,7 +230,7 @@ def _timed(
 ) -> dict[str, Timing]:
     batches, singles = timing_batches(tokens)
     return measure(
-        [*others, *_dense(loaded, encoder, source, folder, None)],
+        [*others, *_dense(loaded, whole, source, folder, None)],
         batches,
         singles=singles,
         rounds=ROUNDS,
@@ -250,9 +251,23 @@ def _served(opened: Bundle, name: str, target: str | None = None) -> Alternative
     return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(opened.folder / file))
 
 
-def _tokens(loaded: LoadedModel, data: TextData, encoder: Encoder, max_length: int) -> Tokens:
+def _answers(opened: Bundle, tokens: Tokens, threads: int | None) -> Array:
+    """What the bundle's file answers as it serves; of a language model how likely its network finds the texts."""
+    served = opened.network()
+    if isinstance(served, Decoder):
+        return outputs_of(served, tokens)
+    runner = opened.runner(threads=threads)
+    try:
+        return run_batches(lambda arrays: next(iter(runner.run(arrays).values())), tokens)
+    finally:
+        runner.close()
+
+
+def _tokens(loaded: LoadedModel, data: TextData, whole: Network, max_length: int) -> Tokens:
     texts = task_of(loaded.task).all_texts(data)
-    return tokenize(loaded.tokenizer, texts, max_length=max_length, input_names=encoder.input_names)
+    if isinstance(whole, Decoder):
+        return windows(loaded.tokenizer, texts, max_length=max_length)
+    return tokenize(loaded.tokenizer, texts, max_length=max_length, input_names=whole.input_names)
 
 
 def _bench_tokens(about: tuple[Any, Any, int], path: str | None, text_column: str | None) -> Tokens:
