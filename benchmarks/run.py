@@ -121,17 +121,18 @@ def rounds() -> list[dict[str, Any]]:
 def decoder() -> list[dict[str, Any]]:
     """Perplexity of a language model by criterion, published ones as published; then checkpoints of one width."""
     model, text = str(_assets() / "models/stories260k"), str(_assets() / "data/tinystories/tinystories_cased_940k.txt")
+    given = (model, "--data", text)
     width = ("--units", "neurons,heads", "--fractions", ".1,.2,.3")
     depth = ("--units", "layers", "--fractions", ".2")
     found = []
     for what in (width, depth):
-        found.append(_compare(model, "--data", text, *what))
-        found.append(_compare(model, "--data", text, *what, "--criteria", OURS[what[1]], "--recover", "reconstruct"))
+        found.append(_compare(*given, *what, seeds=1))
+        found.append(_compare(*given, *what, "--criteria", OURS[what[1]], "--recover", "reconstruct", seeds=1))
     flap = ("--criteria", "flap", "--recover", "compensate")
-    found.append(_compare(model, "--data", text, *width, *flap))
+    found.append(_compare(*given, *width, *flap, seeds=1))
     for amount in ("--neurons 10%", "--neurons 20%", "--neurons 30%", "--layers 1"):
         how = ("--uniform", "--recover", "reconstruct", *amount.split())
-        found.append(_prune(f"decoder{amount.replace(' ', '').strip('%')}", model, "--data", text, *how))
+        found.append(_prune(f"decoder{amount.replace(' ', '').strip('%')}", *given, *how))
     return found
 
 
@@ -163,8 +164,8 @@ def _prune(name: str, *arguments: str) -> dict[str, Any]:
     return {"step": "prune", **_command("prune", *arguments, "--out", str(WORK / name))}
 
 
-def _compare(*arguments: str) -> dict[str, Any]:
-    return {"step": "compare", **_command("compare", *arguments, "--seeds", "3")}
+def _compare(*arguments: str, seeds: int = 3) -> dict[str, Any]:
+    return {"step": "compare", **_command("compare", *arguments, "--seeds", str(seeds))}
 
 
 def _command(*arguments: str) -> dict[str, Any]:
