@@ -168,35 +168,46 @@ SameMaxDrop = Annotated[
     ),
 ]
 Heads = Annotated[
-    float | None,
+    float,
     typer.Option(
-        "--heads", metavar="AMOUNT", parser=amount, help="25% of the heads, or a number.", rich_help_panel=AMOUNT
+        "--heads",
+        metavar="AMOUNT",
+        parser=amount,
+        show_default=False,
+        help="25% of the heads, or a number.",
+        rich_help_panel=AMOUNT,
     ),
 ]
 Queries = Annotated[
-    float | None,
+    float,
     typer.Option(
         "--queries",
         metavar="AMOUNT",
         parser=amount,
+        show_default=False,
         help="Query heads of every group that shares keys and values (--heads are whole groups then).",
         rich_help_panel=AMOUNT,
     ),
 ]
 Neurons = Annotated[
-    float | None,
-    typer.Option("--neurons", metavar="AMOUNT", parser=amount, help="FFN neurons.", rich_help_panel=AMOUNT),
+    float,
+    typer.Option(
+        "--neurons", metavar="AMOUNT", parser=amount, show_default=False, help="FFN neurons.", rich_help_panel=AMOUNT
+    ),
 ]
 Layers = Annotated[
-    float | None,
-    typer.Option("--layers", metavar="AMOUNT", parser=amount, help="Whole layers.", rich_help_panel=AMOUNT),
+    float,
+    typer.Option(
+        "--layers", metavar="AMOUNT", parser=amount, show_default=False, help="Whole layers.", rich_help_panel=AMOUNT
+    ),
 ]
 Sublayers = Annotated[
-    float | None,
+    float,
     typer.Option(
         "--sublayers",
         metavar="AMOUNT",
         parser=amount,
+        show_default=False,
         help="Attention or FFN of a layer alone.",
         rich_help_panel=AMOUNT,
     ),

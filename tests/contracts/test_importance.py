@@ -205,7 +205,7 @@ def test_no_texts(criterion: str) -> None:
 
 def test_an_unknown_criterion() -> None:
     model, anatomy, batches = example("bert", "text-classification")
-    with pytest.raises(ParedownError, match="no 'hessian'; there are activation_frequency"):
+    with pytest.raises(ParedownError, match="no 'hessian'; there are ablation, activation_frequency"):
         score(model, anatomy, batches, "hessian")
 
 

@@ -12,19 +12,21 @@ import typer
 
 from paredown.cli import main
 from paredown.cli._app import command
-from paredown.cli._options import share
+from paredown.cli._options import amount, share
 
 if TYPE_CHECKING:
     from conftest import Fake
 
 PRUNE = ["prune", "./model", "--data", "train.csv", "--out", "slim"]
 
-STUDY = "--data --eval --text-column --label-column --labels --out --threads --seed --json"
+STUDY = "--data --eval --text-column --label-column --labels --max-length --out --threads --seed --json"
 
 # What users have in their scripts: a name may be added, none may go.
 FROZEN = {
     "prune": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length --max-drop "
-    "--speedup --latency-ms --minutes --confidence --target --uniform --out --config --threads --seed --json",
+    "--speedup --latency-ms --minutes --confidence --target --uniform --out --config --threads --seed --json "
+    "--heads --queries --neurons --layers --sublayers --parameters --criterion --depth-criterion --ranking --protect "
+    "--rounds --schedule --recover --lora --steps",
     "validate": "--eval --text-column --label-column --pair-column --score-column --max-drop --confidence --reference "
     "--threads --seed --json",
     "bench": "--eval --text-column --target --batch-size --threads --json",
@@ -59,7 +61,7 @@ def test_options_and_defaults_are_those_of_the_python_verb(verb: str) -> None:
     found = {p.name: p.default for p in command().commands[verb].params if p.name not in ("config", "json")}
     assert set(found) == set(wanted)
     for name, default in wanted.items():
-        assert found[name] == (None if default is inspect.Parameter.empty else default), name
+        assert found[name] == (None if default in (inspect.Parameter.empty, "") else default), name
 
 
 def test_settings_are_the_fields_that_a_config_may_have() -> None:
@@ -101,10 +103,27 @@ def test_prune_hands_every_option_on(fake: Fake) -> None:
         **{"score_column": "s", "max_length": 99, "max_drop": 0.02, "speedup": 2.5, "minutes": 3.0, "confidence": 0.8},
         **{"target": "openvino", "threads": 2, "seed": 7},
     }
+    amounts = {"heads": 0.25, "queries": 0.125, "neurons": 0.3, "layers": 1.0, "sublayers": 2.0, "parameters": 0.5}
+    given |= {
+        **amounts,
+        **{"criterion": "taylor_gate", "depth_criterion": "block_influence", "ranking": "layer", "protect": 1},
+        **{"rounds": 3, "schedule": "linear", "recover": "finetune", "lora": 8, "steps": 240},
+    }
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert main([*PRUNE, *words, "--uniform"]) == 0
     assert fake.calls[0][:2] == ("prune", ("./model",))
     assert fake.asked == {**given, "data": "train.csv", "out": "slim", "uniform": True, "latency_ms": None}
+
+
+@pytest.mark.parametrize(("text", "value"), [("25%", 0.25), ("0.25", 0.25), ("2", 2), (" 12.5 % ", 0.125), ("0", 0)])
+def test_an_amount(text: str, value: float) -> None:
+    assert amount(text) == value
+
+
+@pytest.mark.parametrize("text", ["1.5", "100%", "-1", "nan", "inf", "half", "", "25 percent"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="write 25%, 0.25 or 2"):
+        amount(text)
 
 
 def test_without_a_dial_the_pipeline_chooses(fake: Fake) -> None:

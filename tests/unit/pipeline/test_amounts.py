@@ -53,9 +53,7 @@ def test_rounds_end_where_one_shot_does(desk: Desk, tmp_path: Path) -> None:
     assert sizes[-1] == facts["parameters_pruned"] and rounds[-1]["plan_id"] == bundle.plan.id
     assert all(0 < one["quality_cut"] <= 1 and 0 < one["quality"] <= 1 for one in rounds)
     chosen = next(row for row in facts["candidates"] if row["chosen"])
-    assert (
-        chosen["kind"] == "pruned" and chosen["name"] == "without 25% of the heads and 30% of the neurons and 1 layers"
-    )
+    assert chosen["kind"] == "pruned" and chosen["name"] == "without 25% of the heads, 30% of the neurons and 1 layer"
     assert "--heads 25% --neurons 30% --layers 1" in facts["command"] and "--rounds 3" in facts["command"]
 
 
