@@ -65,20 +65,20 @@ class LoadedModel:
     max_length: int
 
 
-def load_model(source: str | Path, *, task: str | None = None, families: tuple[str, ...] = FAMILIES) -> LoadedModel:
+def load_model(source: str | Path, *, task: str | None = None) -> LoadedModel:
     """The model, tokenizer and task found in a local folder or under a hub name.
 
     Decoders are causal language models. Of the encoders, checkpoints whose architecture ends in
     ForSequenceClassification are classifiers, all others sentence encoders, unless `task` says otherwise. A
     sentence-transformers folder brings its pooling and normalization along; an encoder without them is pooled by the
     mean. Raises `UnsupportedModel` with one sentence on what is missing or wrong, before any weights are read where the
-    family is none of `families`.
+    family is none of `FAMILIES`.
     """
     if task not in (None, *TASKS):
         raise UnsupportedModel(f"there is no task {task!r}; choose {', '.join(TASKS)}")
     root = _folder(source)
     folder, pooling, normalize, max_length = _sentence_transformer(root)
-    config = _read_config(folder, families)
+    config = _read_config(folder)
     architecture = (config.get("architectures") or [""])[0]
     classify = architecture.endswith("ForSequenceClassification") and not pooling
     decodes = config["model_type"] in DECODERS
@@ -166,9 +166,9 @@ def has_classifier(model: nn.Module) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
-def unsupported_family(family: str, families: tuple[str, ...] = FAMILIES) -> UnsupportedModel:
-    """The error for a family that no anatomy file describes, or that a verb does not take."""
-    return UnsupportedModel(f"models of the family {family!r} are not supported; supported are {', '.join(families)}")
+def unsupported_family(family: str) -> UnsupportedModel:
+    """The error for a family that no anatomy file describes."""
+    return UnsupportedModel(f"models of the family {family!r} are not supported; supported are {', '.join(FAMILIES)}")
 
 
 # ----------------------------------------------------------------------------------------------------- where it lies
@@ -204,15 +204,15 @@ def _read_json(path: Path) -> Any:
         raise UnsupportedModel(f"{path} cannot be read as JSON: {error}") from None
 
 
-def _read_config(folder: Path, families: tuple[str, ...]) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UnsupportedModel(f"{folder} holds no config.json, so it is not a transformers model folder")
     config = _read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UnsupportedModel(f"{path} names no model_type")
-    if config["model_type"] not in families:
-        raise unsupported_family(config["model_type"], families)
+    if config["model_type"] not in FAMILIES:
+        raise unsupported_family(config["model_type"])
     if config.get("auto_map"):
         raise UnsupportedModel(f"{path} asks for code that comes with the model (auto_map), which Paredown never runs")
     return config

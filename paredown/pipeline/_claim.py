@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paredown.pipeline._gate import TOLERANCE
+from paredown.report import words
 from paredown.types import Interval
 from paredown.validation.quality import Drop, passes
 
@@ -16,11 +17,13 @@ def worse(claim: Mapping[str, Any], drop: Drop, gate: float | None) -> str:
     A drop in another metric than the claim's, without a gate, is told and not judged.
     """
     if gate is not None:
-        return "" if passes(drop, gate) else f"the bound on the drop is {drop.bound:.4f}, above {gate:g}"
+        bound, permitted = words.drop(drop.metric, drop.bound), words.budget(drop.metric, gate)
+        return "" if passes(drop, gate) else f"the bound on the drop is {bound}, above {permitted}"
     most = claim["drop"]["high"]
     if drop.metric != claim["quality_metric"] or drop.interval.low <= most:
         return ""
-    return f"the drop is {drop.interval.value:.4f}, and no more than {most:.4f} was claimed"
+    lost, claimed = words.drop(drop.metric, drop.interval.value), words.drop(drop.metric, most)
+    return f"the drop is {lost}, and no more than {claimed} was claimed"
 
 
 def slower(claim: Mapping[str, Any], speedup: Interval, latency_ms: float) -> str:
@@ -42,4 +45,4 @@ def slower(claim: Mapping[str, Any], speedup: Interval, latency_ms: float) -> st
 def holds(claim: Mapping[str, Any], faster: Mapping[str, Any], drop: Drop) -> str:
     here, there = faster["speedup"], claim["speedup"]
     aside = f" (it was {there['value']:.2f} where it was made)" if here.high < there["low"] else ""
-    return f"The claim holds here: {here.value:.2f} times{aside}, drop {drop.interval.value:.4f} of {drop.metric}."
+    return f"The claim holds here: {here.value:.2f} times{aside}, {words.change(drop.metric, drop.interval.value)}."

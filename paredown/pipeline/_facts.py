@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from paredown.pipeline._prepare import Prepared, outputs_of, too_few
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
-from paredown.report import html
+from paredown.report import html, words
 from paredown.targets import huggingface
 from paredown.targets import openvino as ov
 from paredown.tasks import Task, TextData, Tokens
@@ -200,25 +199,16 @@ def write_bundle(
 
 
 def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], settings: Settings) -> str:
-    speedup, drop = found["speedup"], found["drop"]
-    metric, unit = found["quality_metric"], 1
-    if metric == "log_likelihood":
-        changed = f"perplexity {100 * math.expm1(drop.value):+.1f} %"
-    else:
-        unit = 100 if metric in ("accuracy", "macro_f1") else 1
-        changed = f"{-drop.value * unit:+.{2 if unit == 100 else 4}f} " + (
-            "points of accuracy" if unit == 100 else f"of {metric}"
-        )
+    speedup, metric = found["speedup"], found["quality_metric"]
+    changed = words.change(metric, found["drop"].value)
     figures = (
         f"{speedup.value:.2f} times the texts per second of {found['speedup_against']}, {changed} on the test split"
     )
     if not found["accepted"]:
         why = f" ({shown.reason.removeprefix('not tried: ')})" if shown.reason else ""
         if shown.passed is False and shown.drop is not None and settings.gate is not None:
-            bound, most = shown.drop.bound * unit, settings.gate * unit
-            if metric == "log_likelihood":
-                bound, most = 100 * math.expm1(bound), 100 * most
-            why = f" (bound on its drop {bound:.2f}, above the permitted {most:g})"
+            bound, most = words.drop(metric, shown.drop.bound), words.budget(metric, settings.gate)
+            why = f" (bound on its drop {bound}, above the permitted {most})"
         return f"No candidate passed. The closest is {shown.candidate.name}{why}: {figures}."
     faster = [
         j

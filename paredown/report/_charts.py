@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paredown.report import _svg as draw
-from paredown.report import _words as words
+from paredown.report import words
 
 Facts = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paredown.report import _svg as draw
-from paredown.report import _words as words
+from paredown.report import words
 
 Facts = Mapping[str, Any]
 Rows = list[list[float | None]]

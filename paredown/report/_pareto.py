@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paredown.report import _svg as draw
-from paredown.report import _words as words
+from paredown.report import words
 
 SHAPES = {
     "dense": "circle",

@@ -12,8 +12,7 @@ from typing import Any
 from paredown.errors import ParedownError
 from paredown.files import replacing
 from paredown.report import _charts as charts
-from paredown.report import _pareto
-from paredown.report import _words as words
+from paredown.report import _pareto, words
 
 Facts = Mapping[str, Any]
 

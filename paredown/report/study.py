@@ -17,7 +17,7 @@ from rich.text import Text
 
 from paredown.files import replacing
 from paredown.report import _heat as heat
-from paredown.report import _words as words
+from paredown.report import words
 
 Facts = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from paredown.report import _words as words
+from paredown.report import words
 
 _VERDICT_STYLES = {"accepted": "bold green", "unpruned": "bold yellow", "rejected": "bold red"}
 _STATUS_STYLES = {"chosen": "bold green", "passed": "green", "failed": "red", "untried": "dim", "reference": "dim"}

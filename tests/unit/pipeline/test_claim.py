@@ -28,13 +28,22 @@ def drop(value: float, *, metric: str = "accuracy") -> Drop:
     ("lost", "gate", "said"),
     (
         (0.005, 0.01, ""),
-        (0.009, 0.01, "the bound on the drop is 0.0110, above 0.01"),
+        (0.009, 0.01, "the bound on the drop is 1.10 points, above 1 point"),
         (0.011, None, ""),  # it may be the claimed 0.009
-        (0.013, None, "the drop is 0.0130, and no more than 0.0090 was claimed"),
+        (0.013, None, "the drop is 1.30 points, and no more than 0.90 points was claimed"),
     ),
 )
 def test_quality(lost: float, gate: float | None, said: str) -> None:
     assert worse(claim(), drop(lost), gate) == said
+
+
+def test_a_perplexity_is_told_in_percent() -> None:
+    lost = drop(0.08, metric="log_likelihood")
+    assert worse(claim(), lost, 0.05) == "the bound on the drop is 8.55 %, above 5 %"
+    assert worse(claim(), lost, 0.09) == ""
+    speedup = {"speedup": Interval(3.0, 2.8, 3.2)}
+    assert holds(claim(), speedup, lost) == "The claim holds here: 3.00 times, perplexity +8.3 %."
+    assert holds(claim(), speedup, drop(0.004)).endswith("3.00 times, −0.40 points of accuracy.")
 
 
 def test_another_metric_is_not_judged_by_the_claim() -> None:

@@ -16,8 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from paredown.errors import ParedownError
-from paredown.report import _words as words
-from paredown.report import html
+from paredown.report import html, words
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("samples.py"))))
 

@@ -13,7 +13,7 @@ import pytest
 
 from paredown.report import _charts as charts
 from paredown.report import _svg as draw
-from paredown.report import _words as words
+from paredown.report import words
 from paredown.report._pareto import pareto
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("samples.py"))))

@@ -141,6 +141,19 @@ def drop(metric: object, value: object, *, unit: bool = True, decimals: int = 2)
     return _minus(f"{number:.{decimals + 2}f}")
 
 
+def change(metric: object, value: object) -> str:
+    """A drop as what happens to the quality: "−0.50 points of accuracy", "perplexity +4.1 %", "−0.0050 of cosine"."""
+    number = finite(value)
+    if number is None:
+        return UNKNOWN
+    if metric == _LIKELIHOOD:
+        return f"perplexity {_minus(f'{100 * math.expm1(min(number, 700)):+.1f}')} %"
+    name = metric_name(metric)
+    if is_share(metric):
+        return f"{_minus(f'{-100 * number:+.2f}')} points of {name}"
+    return f"{_minus(f'{-number:+.4f}')} of {name}"
+
+
 def budget(metric: object, value: object) -> str:
     """A permitted drop without trailing zeros: "1 point", "0.02"."""
     number = finite(value)
