@@ -17,6 +17,11 @@ WIDTH, ROW, LEFT = 860.0, 22.0, 60.0
 STANDING_OUT = 5  # curves with a colour of their own; the others are grey
 
 
+def heading(unit: str) -> str:
+    """The name of a kind of unit at the beginning of a line."""
+    return unit.upper() if unit == "ffn" else unit.capitalize()
+
+
 def maps(facts: Facts, *, columns: int) -> Iterator[tuple[str, list[str], Rows, str]]:
     """(name, a label per row, values, what the shades mean) of every heat map there is."""
     if "values" in facts:
@@ -56,17 +61,18 @@ def _scores(facts: Facts, columns: int) -> Iterator[tuple[str, list[str], Rows, 
 
 
 def _drops(facts: Facts, rows: Sequence[Facts]) -> Iterator[tuple[str, list[str], Rows, str]]:
-    most = max((row["drop"]["value"] for row in rows), default=0.0) or 1.0
     metric = facts.get("quality_metric")
     for unit in dict.fromkeys(str(row["unit"]) for row in rows):
         own = [row for row in rows if row["unit"] == unit]
+        most = max(max(row["drop"]["value"] for row in own), 0.0) or 1.0
         fractions = sorted({row["fraction"] for row in own})
         layers = sorted({row["layer"] for row in own})
-        lost = {(row["layer"], row["fraction"]): max(row["drop"]["value"], 0.0) / most for row in own}
+        shades = [float(np.sqrt(max(row["drop"]["value"], 0.0) / most)) for row in own]
+        lost = {(row["layer"], row["fraction"]): shade for row, shade in zip(own, shades, strict=True)}
         table: Rows = [[lost.get((layer, fraction)) for fraction in fractions] for layer in layers]
         shares = ", ".join(f"{fraction:.0%}" for fraction in fractions)
-        says = f"{shares} gone of that layer alone; dark: {words.drop(metric, most)} lost"
-        yield unit.capitalize(), [f"L{layer}" for layer in layers], table, says
+        says = f"{shares} gone of that layer alone; darkest: {words.drop(metric, most)} lost"
+        yield heading(unit), [f"L{layer}" for layer in layers], table, says
 
 
 def picture(name: str, labels: Sequence[str], rows: Rows) -> str:
@@ -90,7 +96,7 @@ def curves(facts: Facts) -> Iterator[tuple[str, str]]:
         own = [row for row in rows if row["unit"] == unit]
         if len({row["fraction"] for row in own}) > 1:
             what = "the share that went" if key == "criterion" else "the share of one layer that went"
-            yield f"{unit.capitalize()}: drop over {what}", _curve(facts, own, key)
+            yield f"{heading(unit)}: drop over {what}", _curve(facts, own, key)
 
 
 def _curve(facts: Facts, rows: Sequence[Facts], key: str) -> str:

@@ -53,6 +53,7 @@ def view(facts: Facts) -> dict[str, Any]:
     return {
         "title": title,
         "about": _about(facts),
+        "order": _in_order(facts),
         "sections": [(name, said, Markup(picture)) for name, said, picture in sections if picture],
         "head": head,
         "rows": rows,
@@ -70,14 +71,19 @@ def terminal(facts: Facts) -> RenderableType:
             shaded = "".join(SHADES[0] if v is None else SHADES[min(4, int(v * 4.999))] * 2 for v in row)
             parts.append(Text(f"{label:>6} {shaded}"))
         parts.append(Text(f"       {says}", style="dim"))
-    head, rows_ = table_of(facts)
-    if rows_:
+    head, cells = table_of(facts)
+    for unit in dict.fromkeys(row[0] for row in cells):  # a table each, that a terminal is wide enough for
+        own = [row for row in cells if row[0] == unit]
+        used = [i for i in range(1, len(head)) if any(row[i] for row in own)]
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for i, title in enumerate(head):
-            table.add_column(Text(title), justify="left" if i < 2 else "right")
-        for cells in rows_:
-            table.add_row(*(Text(cell) for cell in cells))
+        table.add_column(Text(f"{heat.heading(unit)}: {head[1]}"))
+        for i in used[1:]:
+            table.add_column(Text(head[i]), justify="right")
+        for row in own:
+            table.add_row(*(Text(row[i]) for i in used))
         parts += [Text(""), table]
+    if order := _in_order(facts):
+        parts += [Text(""), Text(order)]
     return Group(*parts)
 
 
@@ -96,7 +102,8 @@ def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
     if key == "criterion":
         units = list(dict.fromkeys(unit for unit, _ in order))
         order.sort(key=lambda name: (units.index(name[0]), _mean_drop(found[name].values())))
-    head = ["unit", key, *(f"drop at {fraction:.0%}" for fraction in fractions)]
+    counted = words.drop_unit(metric) or words.metric_name(metric)
+    head = ["unit", key, *(f"{counted} lost at {fraction:.0%}" for fraction in fractions)]
     cells = [[*name, *(_cell(metric, found[name].get(fraction)) for fraction in fractions)] for name in order]
     return head, cells
 
@@ -110,7 +117,15 @@ def _cell(metric: object, row: Facts | None) -> str:
     if row is None:
         return ""
     ends = words.drop_interval(metric, row.get("drop"))
-    return words.drop(metric, words.mapping(row.get("drop")).get("value")) + (f" [{ends}]" if ends else "")
+    value = words.drop(metric, words.mapping(row.get("drop")).get("value"), unit=False)
+    return value + (f" [{ends}]" if ends else "")
+
+
+def _in_order(facts: Facts) -> str:
+    """Which layers can lose most of each kind of unit, the most prunable first; empty for any other study."""
+    order = words.mapping(facts.get("most_prunable_first"))
+    said = [f"{heat.heading(unit)} {', '.join(f'L{i}' for i in layers)}" for unit, layers in order.items()]
+    return f"Most prunable first: {'; '.join(said)}." if said else ""
 
 
 def _sections(facts: Facts) -> tuple[str, list[tuple[str, str, str]]]:

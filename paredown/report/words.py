@@ -135,9 +135,9 @@ def drop(metric: object, value: object, *, unit: bool = True, decimals: int = 2)
     if number is None:
         return UNKNOWN
     if metric == _LIKELIHOOD:
-        return _minus(f"{100 * math.expm1(min(number, 700)):.{decimals}f}") + (" %" if unit else "")
+        return _minus(f"{100 * math.expm1(min(number, 700)):.{decimals}f}") + (f" {drop_unit(metric)}" if unit else "")
     if is_share(metric):
-        return _minus(f"{100 * number:.{decimals}f}") + (" points" if unit else "")
+        return _minus(f"{100 * number:.{decimals}f}") + (f" {drop_unit(metric)}" if unit else "")
     return _minus(f"{number:.{decimals + 2}f}")
 
 
@@ -178,6 +178,11 @@ def interval(bounds: object, word: Any) -> str:
     ends = mapping(bounds)
     low, high = finite(ends.get("low")), finite(ends.get("high"))
     return "" if low is None or high is None else f"{word(low)} to {word(high)}"
+
+
+def drop_unit(metric: object) -> str:
+    """What a drop is counted in; empty for a plain number."""
+    return "%" if metric == _LIKELIHOOD else "points" if is_share(metric) else ""
 
 
 def drop_interval(metric: object, bounds: object) -> str:
