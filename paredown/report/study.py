@@ -73,14 +73,14 @@ def terminal(facts: Facts) -> RenderableType:
         parts.append(Text(f"       {says}", style="dim"))
     head, cells = table_of(facts)
     for unit in dict.fromkeys(row[0] for row in cells):  # a table each, that a terminal is wide enough for
-        own = [row for row in cells if row[0] == unit]
-        used = [i for i in range(1, len(head)) if any(row[i] for row in own)]
+        own = [line for line in cells if line[0] == unit]
+        used = [i for i in range(1, len(head)) if any(line[i] for line in own)]
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column(Text(f"{heat.heading(unit)}: {head[1]}"))
         for i in used[1:]:
             table.add_column(Text(head[i]), justify="right")
-        for row in own:
-            table.add_row(*(Text(row[i]) for i in used))
+        for line in own:
+            table.add_row(*(Text(line[i]) for i in used))
         parts += [Text(""), table]
     if order := _in_order(facts):
         parts += [Text(""), Text(order)]

@@ -78,7 +78,7 @@ def _decoder_expressible(anatomy: Anatomy, plan: Plan) -> str | None:
             return f"the layers keep {min(kept)} to {max(kept)} {kind}; the stock config has one number for all layers"
         if kept == {0}:
             return f"no layer keeps any {kind}; the stock config needs at least one"
-        if kind != "neurons" and "fused" in anatomy.layout.layer_names and kept != {groups[0].units}:
+        if kind == "heads" and "fused" in anatomy.layout.layer_names and kept != {groups[0].units}:
             return "its heads are cut, and the stock config derives the size of a head from their number"
     return None
 

@@ -24,10 +24,14 @@ TEXTS = ("My card is lost", "pay the bill", "want", "new loan to pay the new bil
 
 
 def plan_of(anatomy: Anatomy) -> Plan:
-    """The middle layer gone, other widths in the rest, the last one without neurons."""
+    """The middle layer gone, other widths in the rest, the last one without neurons; queries gone from groups."""
+    whole = anatomy.identity()
+    heads = [(1, 3), (0,), (0, 1, 2)] if len(whole["layer.0.heads"]) == 4 else [(1,), (0,), (0, 1)]
     keep: dict[str, tuple[int, ...]] = {"layers": (0, 2)}
-    keep |= {f"layer.{i}.heads": heads for i, heads in enumerate([(1, 3), (0,), (0, 1, 2)])}
+    keep |= {f"layer.{i}.heads": units for i, units in enumerate(heads)}
     keep |= {f"layer.{i}.neurons": neurons for i, neurons in enumerate([tuple(range(2, 15)), (1, 2), ()])}
+    queries = {name: units for name, units in whole.items() if name.endswith(".queries")}
+    keep |= {name: units[-1:] if name == "layer.2.queries" else units for name, units in queries.items()}
     return Plan(anatomy.fingerprint, keep, "a test")
 
 

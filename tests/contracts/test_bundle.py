@@ -18,7 +18,7 @@ from paredown.bundle import save as save_bundle
 from paredown.errors import CorruptBundle, ParedownError
 from paredown.models import load_model
 from tests.contracts.bundles import INPUTS, TEXTS, make, outputs_of, pruned
-from tests.contracts.families import FAMILIES, TASKS, batch, save, stock, tiny
+from tests.contracts.families import CASES, TASKS, batch, save, stock, tiny
 
 CLASSIFIER, EMBEDDER = TASKS
 ROOT = Path(__file__).parent.parent.parent
@@ -73,10 +73,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     return get
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "task"), CASES)
 def test_every_family_comes_back_as_it_was_saved(family: str, task: str, tmp_path: Path) -> None:
-    saved = make(tmp_path / "bundle", family, task)
+    saved = make(tmp_path / "bundle", family, task, vocab_size=64)  # Qwen2's tokenizer adds a token
     bundle = load(tmp_path / "bundle")
     assert bundle == saved
     expected, *_ = pruned(load_model(tmp_path / "bundle-work" / "dense"))

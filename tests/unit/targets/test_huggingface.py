@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from paredown.anatomy import describe
 from paredown.encoder import Encoder
@@ -15,7 +16,7 @@ from paredown.surgery import cut, fold
 from paredown.targets import huggingface
 from paredown.targets.huggingface import export, expressible
 from paredown.types import Anatomy, Plan
-from tests.contracts.families import FAMILIES, batch, stock, tiny, tiny_tokenizer
+from tests.contracts.families import DECODERS, FAMILIES, batch, stock, tiny, tiny_tokenizer
 
 
 def uniform(anatomy: Anatomy, layers: tuple[int, ...] = (0, 2), **keep: tuple[int, ...]) -> Plan:
@@ -50,6 +51,40 @@ def test_stock_transformers_opens_it(family: str, tmp_path: Path, monkeypatch: p
     with torch.no_grad():
         got = encoder(**{name: inputs[name] for name in encoder.input_names})
     assert torch.allclose(stock(loaded.model, inputs, normalize=True), got, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_stock_transformers_opens_a_decoder(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reopened by AutoModelForCausalLM, the tied, the sliding and the fused also in a process without Paredown."""
+    if family not in ("llama", "gemma3_text", "gpt2"):
+        monkeypatch.setattr(huggingface, "_verify", lambda *_: None)
+    model = tiny(family, "causal-lm", vocab_size=64)
+    anatomy = describe(model)
+    groups = {} if family == "gpt2" else {f"layer_{i}_heads": (i % 2,) for i in range(3)}
+    plan = uniform(anatomy, **groups)
+    small = cut(model, anatomy, plan)
+    export(small, tiny_tokenizer(family), tmp_path / "slim", anatomy=anatomy, plan=plan, max_length=30)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "slim", dtype=torch.float32).eval()
+    kinds = getattr(model.config, "layer_types", None)
+    assert stock.config.num_hidden_layers == 2
+    assert getattr(stock.config, "layer_types", None) == (kinds[::2] if kinds else kinds)
+    if groups:
+        assert (stock.config.num_key_value_heads, stock.config.num_attention_heads) == (1, 2)
+    inputs = batch(model)
+    with torch.no_grad():
+        ours, theirs = small(**inputs).logits, stock(**inputs).logits
+    real = inputs["attention_mask"].bool()
+    assert torch.allclose(ours[real], theirs[real], atol=1e-5)
+    how = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    ids = inputs["input_ids"][:1, :3]
+    fast, slow = (stock.generate(ids, use_cache=cached, **how) for cached in (True, False))
+    assert torch.equal(fast, slow) and fast.shape == (1, 9)
+
+
+def test_gpt2_without_heads_is_not_for_stock() -> None:
+    anatomy = describe(tiny("gpt2", "causal-lm"))
+    plan = uniform(anatomy, **{f"layer_{i}_heads": (0, 1) for i in range(3)})
+    assert "derives the size of a head" in str(expressible(anatomy, plan))
 
 
 def test_what_the_config_cannot_express() -> None:
