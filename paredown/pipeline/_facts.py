@@ -214,6 +214,7 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
         j
         for j in judged
         if not j.candidate.eligible and j.seconds < shown.seconds and (j.candidate.kind == BASELINE or j.passed)
+        if j.candidate.kind != BASELINE or f"{j.candidate.target} fp32 dense" != found["speedup_against"]
     ]
     names = " and ".join(j.candidate.name for j in sorted(faster, key=lambda j: j.seconds))
     aside = f" Faster at no more loss than permitted: {names}; consider that first." if names else ""

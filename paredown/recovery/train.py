@@ -2,6 +2,7 @@
 
 Cosine schedule with 10 % warm-up, early stopping on held-out texts, best state kept, bfloat16 where there is a GPU that
 has it, checkpoints to go on from; LoRA by peft as an option. `distill` is the quicker loop for text encoders on a CPU.
+Started by torchrun or `accelerate launch`, the processes share the batches and all end with the same weights.
 
 Legend: N texts, B texts of a batch, T tokens.
 """
@@ -120,37 +121,64 @@ def recover(
     held = held_out(tokens.lengths, seed=seed)
     learnt = np.setdiff1d(np.arange(count), held)
     data = _Texts(tokens, labels, layout, recipe.batch_tokens)
+    together = _processes()
     with _own_random_state(), silenced(), _expected_warnings():
-        lesson = _Lesson(student, teacher, layout, plan, recipe)
+        lesson = _Lesson(student, teacher, layout, plan, recipe).to(together.device)
         trained = _trainable(lesson, layout, recipe)
+        clock = time.perf_counter()
         begun = _judge(lesson, data, held)
+        judging = time.perf_counter() - clock
         history = [Progress(0.0, 0, begun, begun)]
         if not trained or not len(learnt) or not (steps or minutes):
             return student.requires_grad_(False).eval(), history
         before = {name: value.detach().clone() for name, value in trained.items()}
-        place = tempfile.TemporaryDirectory() if folder is None else contextlib.nullcontext(str(folder))
-        with place as name:
+        with contextlib.ExitStack() as stack:
+            if folder is None and together.is_main_process:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            place = Path(_agreed(folder))
             job = [asdict(recipe), _digest(tokens, labels), seed, steps, minutes, plan.id]
-            stored = _job(Path(name), job)
-            done = Path(name) / BEST
+            stored = _agreed(_job(place, job) if together.is_main_process else None)
             if steps is None:
                 known = stored.get("steps")
-                steps = int(known) if known else _affordable(lesson, data, learnt, 60 * (minutes or 0), recipe)
-            _remember(Path(name), {**stored, "steps": steps})
-            if done.exists():
+                steps = (
+                    int(known) if known else _affordable(lesson, data, learnt, 60 * (minutes or 0) - CHECKS * judging)
+                )
+                steps = int(_agreed(steps))
+            done = place / BEST
+            if _agreed(done.exists()):
                 history += [Progress(**one) for one in stored["checks"]]
                 _put(trained, load_file(done))
             else:
-                history += _fit(lesson, data, learnt, held, recipe, steps, Path(name), seed, report, begun)
-                _remember(Path(name), {**_read(Path(name)), "checks": [asdict(one) for one in history[1:]]})
-                with replacing(done) as beside:
-                    save_file({key: value.detach().contiguous() for key, value in trained.items()}, beside)
+                if together.is_main_process:
+                    _remember(place, {**stored, "steps": steps})
+                history += _fit(lesson, data, learnt, held, recipe, steps, place, seed, report, begun)
+                if together.is_main_process:
+                    _remember(place, {**_read(place), "checks": [asdict(one) for one in history[1:]]})
+                    with replacing(done) as beside:
+                        save_file({key: value.detach().contiguous() for key, value in trained.items()}, beside)
+            together.wait_for_everyone()
         if history[-1].best >= begun:
             _put(trained, before)
         where = next(small.parameters()).device
         teacher.to(where)
         model = lesson.merged().to(where)
     return cast(Model, model.requires_grad_(False).eval()), history
+
+
+def _processes() -> Any:
+    """Accelerate's state of the processes that train together: this one alone, unless a launcher started more."""
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingExtra("accelerate", "train") from error
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _agreed(value: Any) -> Any:
+    """The first process's value, in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 
 def _put(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -262,7 +290,7 @@ class _Texts:
     def batches(self, chosen: Array) -> list[Array]:
         return similar_lengths(self.tokens.lengths, chosen, batch_size=BATCH, most_tokens=self.batch_tokens)
 
-    def batch(self, rows: Array) -> dict[str, Tensor]:
+    def batch(self, rows: Array, where: torch.device | None = None) -> dict[str, Tensor]:
         arrays = pad([self.tokens.ids[i] for i in rows], pad_id=self.tokens.pad_id, input_names=self.tokens.input_names)
         found = {name: torch.from_numpy(value) for name, value in arrays.items()}
         if self.layout.pooling == "tokens":
@@ -271,7 +299,7 @@ class _Texts:
             found["targets"] = torch.from_numpy(targets)
         elif self.labels is not None:
             found["targets"] = torch.from_numpy(self.labels[rows])
-        return found
+        return found if where is None else {name: value.to(where) for name, value in found.items()}
 
 
 class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -295,26 +323,26 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
 def _judge(lesson: _Lesson, data: _Texts, held: Array) -> float:
     """The loss on the held-out texts, batches counting alike, as Trainer's own evaluation does."""
     lesson.eval()
+    where = next(lesson.parameters()).device
     with torch.no_grad():
-        found = [float(lesson(**data.batch(rows))["loss"]) for rows in data.batches(held)]
+        found = [float(lesson(**data.batch(rows, where))["loss"]) for rows in data.batches(held)]
     return float(np.mean(found))
 
 
-def _affordable(lesson: _Lesson, data: _Texts, learnt: Array, seconds: float, recipe: Recipe) -> int:
-    """How many steps fit into so many seconds, checks and checkpoints included, by a few that are thrown away."""
-    items = _Batches(data, learnt, rounds=1, seed=0)
+def _affordable(lesson: _Lesson, data: _Texts, learnt: Array, seconds: float) -> int:
+    """How many steps fit into so many seconds, at least one, by a few that are thrown away."""
+    rows = _Batches(data, learnt, rounds=1, seed=0).rows
+    where = next(lesson.parameters()).device
     trained = [value for value in lesson.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
     times = []
     for i in range(TIMED_STEPS):
         begun = time.perf_counter()
-        lesson(**items[i % len(items)])["loss"].backward()
+        lesson(**data.batch(rows[i % len(rows)], where))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - begun)
-    each = float(np.mean(times[1:]))
-    judging = CHECKS * 0.4 * each * max(1, len(data.batches(held_out(data.tokens.lengths))))
-    return int(min(MOST_STEPS, max(1, (seconds - min(judging, seconds / 2)) / each)))
+    return int(min(MOST_STEPS, max(1, seconds / float(np.mean(times[1:])))))
 
 
 def _fit(
@@ -330,10 +358,6 @@ def _fit(
     start: float,
 ) -> list[Progress]:
     """Trains in place, up to the best state, and gives the checks."""
-    try:
-        import accelerate  # noqa: F401  Trainer needs it
-    except ImportError as error:
-        raise MissingExtra("accelerate", "train") from error
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -369,6 +393,8 @@ def _fit(
         label_names=[],
         prediction_loss_only=True,
     )
+    if arguments.n_gpu > 1:  # one process with several GPUs: DataParallel would take batches apart, so it has the first
+        arguments._n_gpu = 1
     checks: list[Progress] = []
     begun, spent_before = time.monotonic(), _read(folder).get("seconds", 0.0)
 
@@ -378,7 +404,7 @@ def _fit(
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             latest = checks[-1] if checks else Progress(0.0, 0, start, start)
-            if report:
+            if report and state.is_world_process_zero:
                 report(Progress(now(), state.global_step, latest.distance, latest.best))
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -387,7 +413,8 @@ def _fit(
             checks.append(Progress(now(), state.global_step, loss, best))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            _remember(folder, {**_read(folder), "seconds": now(), "checks": [asdict(one) for one in checks]})
+            if state.is_world_process_zero:
+                _remember(folder, {**_read(folder), "seconds": now(), "checks": [asdict(one) for one in checks]})
 
     rounds = -(-steps // max(1, len(data.batches(learnt))))
     trainer = Trainer(

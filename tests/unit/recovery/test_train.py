@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +195,33 @@ def test_the_teacher_in_training_mode_stays_so() -> None:
     before = copy.deepcopy([module.training for module in job.teacher.modules()])
     job.run(steps=2)
     assert [module.training for module in job.teacher.modules()] == before
+
+
+TOGETHER = """
+import json, sys
+import torch
+from accelerate import PartialState
+sys.path.insert(0, sys.argv[1])
+from tests.unit.recovery.test_train import Job
+
+job = Job("bert", "text-classification")
+torch.manual_seed(0)
+fitted, history = job.run(steps=20, batch_tokens=64)
+state = PartialState()
+weights = torch.cat([value.flatten() for value in fitted.state_dict().values()])
+print(json.dumps([state.process_index, state.num_processes, float(weights.double().sum()), history[0].best, history[-1].best]))
+"""  # noqa: E501
+
+
+def test_processes_of_a_launcher_train_one_student(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    root = str(Path(__file__).parents[3])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, root], capture_output=True, text=True, check=False, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    assert [first[0], second[0], first[1]] == [0, 1, 2]
+    assert first[2:] == second[2:]
+    assert first[4] < first[3]
