@@ -118,10 +118,10 @@ class Rounds:
         return Plan.from_json(self.work.json(f"round-{number}-plan", solve))
 
     def _totals(self) -> dict[str, int]:
-        """How many units of each kind there are, heads and neurons in as many layers as stay in the end."""
-        anatomy = self.prepared.anatomy
+        """How many units of each kind there are, heads and neurons in as many layers as stay in the end at least."""
+        anatomy, shares = self.prepared.anatomy, self.settings.shares
         depth = anatomy.group("layers").units
-        left = depth - self.settings.shares.count("layers", depth)
+        left = max(1, depth - shares.count("layers", depth) - shares.count("sublayers", 2 * depth))
         found = {"layers": depth, "sublayers": 2 * depth}
         for kind in ("heads", "queries", "neurons"):
             units = sum(group.units for group in anatomy.groups if group.name.endswith(f".{kind}"))
@@ -195,14 +195,8 @@ class Rounds:
                 f"{share:.0%} of the parameters cannot be reached: {fixed / whole:.0%} are none of heads and neurons.",
                 closest=fixed / whole,
             )
-        floor = {
-            name: float(np.min(values[np.isfinite(values)], initial=0.0)) for name, values in scores.values.items()
-        }
-        finite = {
-            name: np.where(np.isfinite(values), values, floor[name] - 1e-12) for name, values in scores.values.items()
-        }
         budget = Budget("params", min(1.0, (share * whole - fixed) / costs.dense))
-        found = planning.plan(part, replace(scores, values=finite), budget, self.limits, costs=costs)
+        found = planning.plan(part, scores, budget, self.limits, costs=costs)
         return Plan(anatomy.fingerprint, {**first.keep, **found.keep}, source=found.source)
 
     # --------------------------------------------------------------------------------------------- what comes back

@@ -9,6 +9,8 @@ import numpy as np
 
 from paredown.types import Anatomy, Array, Plan, Scores
 
+PARTS = ("heads", "neurons")  # of a layer, in the order of sub-layers
+
 
 def lifted(scores: Scores, kept: Plan, anatomy: Anatomy) -> Scores:
     """The scores of a cut model as scores of the original that `anatomy` describes; what is gone has -inf.
@@ -24,6 +26,9 @@ def lifted(scores: Scores, kept: Plan, anatomy: Anatomy) -> Scores:
     ):
         if name in scores.values:
             values[name] = _spread(scores.values[name], units, at)
+    if "sublayers" in values:
+        empty = [2 * i + part for i in layers for part, kind in enumerate(PARTS) if not kept.keep[f"layer.{i}.{kind}"]]
+        values["sublayers"][empty] = -np.inf
     for group in anatomy.groups:
         if group.kind == "layer":
             continue

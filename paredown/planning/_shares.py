@@ -85,7 +85,7 @@ def by_shares(
     stay whole. `minimum` (by default 1 head and 1 neuron) stay in every sub-layer that is not dropped as a whole.
     Widths of neurons are multiples that the `limits` like; uniform limits take the same number from each layer.
     Raises InfeasibleBudget, whose `closest` is the largest share of that kind, when so much cannot go, and KeyError
-    when there are no scores for what is to go.
+    without scores of what is to go. Units whose score is -inf are gone already, and go even beyond the share.
     """
     if ranking not in RANKINGS:
         raise ValueError(f"ranking is {ranking!r}; choose {' or '.join(RANKINGS)}")
@@ -178,7 +178,8 @@ def _widths(
     if uniform or ranking == "layer":
         wanted = [group.units - count * group.units / total for group in groups]
         nearest = [max(few, round(w / step) * step) for w, few in zip(wanted, fewest, strict=True)]
-        return [min(group.units, width) for group, width in zip(groups, nearest, strict=True)]
+        alive = [int(np.sum(_scores(scores, group.name) > -np.inf)) for group in groups]
+        return [min(left, width) for left, width in zip(alive, nearest, strict=True)]
     pieces: list[tuple[float, int, int, int]] = []  # mean score, group, order within it, units
     for g, (group, few) in enumerate(zip(groups, fewest, strict=True)):
         rising = np.sort(_scores(scores, group.name))[: group.units - few]
@@ -188,8 +189,8 @@ def _widths(
             height = max(height, float(np.mean(rising[start:stop])))  # the order within a group is fixed
             pieces.append((height, g, k, stop - start))
     widths, gone = [group.units for group in groups], 0
-    for _, g, _, units in sorted(pieces):
-        if gone + units / 2 > count:
+    for height, g, _, units in sorted(pieces):
+        if gone + units / 2 > count and height > -np.inf:
             break
         widths[g] -= units
         gone += units

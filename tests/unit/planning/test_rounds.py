@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paredown.anatomy import describe
-from paredown.planning import Shares, by_shares, lifted, relative
+from paredown.planning import RANKINGS, SCHEDULES, Shares, by_shares, lifted, relative
 from paredown.surgery import cut
 from paredown.types import Plan, Scores
 from tests.contracts.families import tiny
@@ -59,3 +59,30 @@ def test_what_is_gone_ranks_last() -> None:
     assert set(plan.keep["layers"]) == {0, 2, 3}
     relative(plan, first, small)  # it keeps nothing that is gone
     assert sum(len(plan.keep[f"layer.{i}.neurons"]) for i in (0, 2, 3)) == 3 * 20 - 20
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rounds_only_take_away_whatever_the_scores(schedule: str, ranking: str) -> None:
+    """Anew in every round, as if each knew better than the one before; sub-layers and layers go as well."""
+    model = tiny("bert", num_hidden_layers=5)
+    anatomy = describe(model)
+    whole = Plan(anatomy.fingerprint, anatomy.identity())
+    asked = Shares(heads=0.3, neurons=0.5, layers=1, sublayers=3)
+    totals = {"layers": 5, "sublayers": 10, "heads": 4, "neurons": 20, "queries": 0}
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        kept, here, small = whole, anatomy, model
+        for number in (1, 2, 3):
+            values = {group.name: rng.normal(size=group.units) for group in here.groups}
+            values |= {"sublayers": rng.normal(size=2 * here.group("layers").units)}
+            shares = asked.at(number, 3, totals, schedule) if number < 3 else asked
+            scores = lifted(Scores("made up", values), kept, anatomy)
+            plan = by_shares(anatomy, scores, shares, ranking=ranking)
+            small = cut(small, here, relative(plan, kept, here))
+            kept, here = plan, describe(small)
+        layers = kept.keep["layers"]
+        gone = [(i, kind) for i in layers for kind in ("heads", "neurons") if not kept.keep[f"layer.{i}.{kind}"]]
+        assert len(layers) == 4 and len(gone) == 3
+        left = [len(kept.keep[f"layer.{i}.neurons"]) for i in layers if (i, "neurons") not in gone]
+        assert sum(left) == 10 * len(left)
