@@ -27,7 +27,8 @@ ACTIVE = 1.0  # an activation above this counts: from here on GELU and SiLU hand
 SOFTENING = 2.0  # temperature of the sampled answers: a model sure of its own training texts would give no gradient
 
 
-NEEDS = ("gram", "curvature", "moments", "gates", "weight_gradients")  # what `collect` can be asked for
+# What `collect` can be asked for; "head_gram" is the gram of attention alone, which is narrow.
+NEEDS = ("gram", "head_gram", "curvature", "moments", "gates", "weight_gradients")
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ def collect(
     texts = 0
     random = np.random.default_rng(seed)
     mask = torch.empty(0)
-    backward = not set(needs) <= {"gram", "moments"}
+    backward = not set(needs) <= {"gram", "head_gram", "moments"}
+    multiplied = [name for name in modules if "gram" in needs or ("head_gram" in needs and name.endswith(".heads"))]
     lowest: list[Tensor] = []  # the input of the first module of a pass: every other one depends on it
 
     def add(what: str, name: str, value: Tensor) -> None:
@@ -204,7 +206,7 @@ def collect(
         values = x.detach()
         real = real_rows(values, mask)
         rows[name] += len(real)
-        if "gram" in needs:
+        if name in multiplied:
             z = with_ones(real)  # one batch's products in the model's precision, twice as fast; their sum in float64
             add("gram", name, z.T @ z)
         if "moments" in needs:

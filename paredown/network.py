@@ -47,10 +47,10 @@ class LayerSteps(Protocol):
         """Where each head looks [B, H, T, T]."""
 
     def attention_output(self, x: Tensor, mask: Any, first_only: bool = False) -> Tensor:
-        """What attention's output projection gives [B, T, D]."""
+        """What attention's output projection gives [B, T, D]; [D] where only a bias is left of it."""
 
     def ffn_output(self, x: Tensor) -> Tensor:
-        """What the FFN's output projection gives [B, T, D]."""
+        """What the FFN's output projection gives, likewise."""
 
     def join_attention(self, x: Tensor, added: Tensor) -> Tensor:
         """The stream after attention, from the one before and what its projection gave."""

@@ -7,7 +7,7 @@ layers and sub-layers `score_depth(evidence)`; both give one figure per unit.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -26,7 +26,8 @@ from paredown.types import Anatomy, Array, Group, Scores
 
 __all__ = ["DepthEvidence", "Evidence", "Streams", "criteria", "score", "score_each"]
 
-AFFORDED = 1.5  # forward passes over the calibration texts that trying removals may cost
+AFFORDED = 0.8  # forward passes over the calibration texts that trying removals may cost, each kind for itself
+EVERY = ("head", "query", "neuron", "layer", "sublayer")  # kind of unit
 DEPTH = {"layer": "layers", "sublayer": "sublayers"}  # the names under which their scores are found
 
 
@@ -66,8 +67,12 @@ def score_each(
     judge: Sequence[Batch] = (),
     drop: int = 1,
     seed: int = 0,
+    units: Collection[str] = EVERY,
 ) -> dict[str, Scores]:
-    """The scores of several criteria, each as `score` gives them; the texts are gone through once for all of them."""
+    """The scores of several criteria, each as `score` gives them; the texts are gone through once for all of them.
+
+    `units` names the kinds that matter to the caller: trying others would cost time for nothing.
+    """
     modules = {name: registry.find("importance", name) for name in names}
     for name, module in modules.items():
         if (module.NEEDS or judge) and not len(calibration):
@@ -83,7 +88,7 @@ def score_each(
         statistics=statistics,
         attention=attention_patterns(encoder, anatomy, calibration) if "attention" in needs else {},
         learned=train_gates(encoder, anatomy, calibration) if "learned" in needs else {},
-        ablated=_ablated(encoder, anatomy, statistics, calibration) if "ablations" in needs else {},
+        ablated=_ablated(encoder, anatomy, statistics, calibration, units) if "ablations" in needs else {},
         streams=streams(encoder, calibration) if "streams" in needs else None,
         seed=seed,
     )
@@ -92,13 +97,13 @@ def score_each(
         values: dict[str, Array] = {}
         source = f"{len(calibration)} batches, seed {seed}"
         if hasattr(module, "score"):
-            groups = [group for group in anatomy.groups if _ranks(module, group)]
+            groups = [group for group in anatomy.groups if _ranks(module, group) and (judge or group.kind in units)]
             values = {g.name: module.score(seen.of(g)) if g.units else np.zeros(0) for g in groups}
             if judge:
                 values = measured(encoder, anatomy, values, seen.statistics, judge)
                 source += ", scaled to what was measured"
         if hasattr(module, "score_depth"):
-            for unit in (unit for unit in DEPTH if unit in module.UNITS):
+            for unit in (unit for unit in DEPTH if unit in module.UNITS and unit in units):
                 evidence = _depth_evidence(encoder, calibration, seen, unit, drop, "removals" in module.NEEDS)
                 values[DEPTH[unit]] = module.score_depth(evidence)
         found[name] = Scores(name, values, source=source)
@@ -162,11 +167,16 @@ class _Seen:
 
 
 def _ablated(
-    encoder: Network, anatomy: Anatomy, statistics: Mapping[str, Statistics], calibration: Sequence[Batch]
+    encoder: Network,
+    anatomy: Anatomy,
+    statistics: Mapping[str, Statistics],
+    calibration: Sequence[Batch],
+    units: Collection[str],
 ) -> dict[str, Array]:
     """Every head left out once, from its layer on: on as many texts as AFFORDED passes go through."""
-    units = sum(group.units for group in anatomy.groups if group.kind in ("head", "query"))
-    return ablations(encoder, anatomy, statistics, thinned(calibration, min(1.0, 2 * AFFORDED / max(1, units))))
+    groups = [group for group in anatomy.groups if group.kind in ("head", "query") and group.kind in units]
+    tried = sum(group.units for group in groups)
+    return ablations(encoder, groups, statistics, thinned(calibration, min(1.0, 2 * AFFORDED / max(1, tried))))
 
 
 def _depth_evidence(

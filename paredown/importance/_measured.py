@@ -67,9 +67,9 @@ def measured(
 
 
 def ablations(
-    encoder: Network, anatomy: Anatomy, statistics: Mapping[str, Statistics], judge: Sequence[Batch]
+    encoder: Network, groups: Sequence[Group], statistics: Mapping[str, Statistics], judge: Sequence[Batch]
 ) -> dict[str, Array]:
-    """[U] by name, of the groups of heads and of query heads: the divergence when that unit alone goes.
+    """[U] by name, of these groups of heads or query heads: the divergence when that unit alone goes.
 
     What stays of the sub-layer is re-fitted with its Gram matrix. Cost: half a pass over `judge` for each unit.
     """
@@ -78,8 +78,8 @@ def ablations(
     with torch.no_grad(), evaluating(encoder.model):
         texts = _Texts(encoder, judge)
         for index in range(len(encoder.layers)):
-            for group in anatomy.groups:
-                if group.kind not in ("head", "query") or group.layer != index:
+            for group in groups:
+                if group.layer != index:
                     continue
                 others = (np.delete(np.arange(group.units), unit) for unit in range(group.units))
                 lost = [

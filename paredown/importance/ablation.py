@@ -8,7 +8,7 @@ from paredown.importance._evidence import Evidence
 from paredown.types import Array
 
 UNITS = ("head",)
-NEEDS = ("gram", "ablations")
+NEEDS = ("head_gram", "ablations")
 
 
 def score(evidence: Evidence) -> Array:

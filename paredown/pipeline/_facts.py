@@ -228,7 +228,9 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     advice = {
         "folded": "Do not prune: use the dense model with its exact folds",
         "dense-int8": "Do not prune: use the dense model in int8",
-    }.get(kind, f"Use {shown.candidate.name}")
+    }.get(
+        kind, f"Made as asked, {shown.candidate.name}" if settings.dial == "amount" else f"Use {shown.candidate.name}"
+    )
     return f"{advice}: {figures}.{aside}"
 
 

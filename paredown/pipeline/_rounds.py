@@ -139,7 +139,7 @@ class Rounds:
         batches = calibration_batches(prepared.calibration, most_tokens=SCORED_TOKENS)
         count = max(1, shares.count("layers", prepared.anatomy.group("layers").units))
         names = sorted({*asked.values()})
-        found = score_each(model, here, batches, names, drop=count, seed=settings.seed)
+        found = score_each(model, here, batches, names, drop=count, seed=settings.seed, units=[UNITS[k] for k in asked])
         give_back_what_is_freed()
         values: dict[str, Array] = {}
         for kind, name in asked.items():

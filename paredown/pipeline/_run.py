@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from paredown import registry
 from paredown.bundle import Bundle
 from paredown.cores import cores
 from paredown.encoder import blocks_of, linear_of
-from paredown.errors import GateFailed, ParedownError
+from paredown.errors import GateFailed, MissingExtra, ParedownError
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import BASELINE, Candidate, control, dense_candidates, student_candidates
 from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
@@ -23,7 +24,7 @@ from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
-from paredown.pipeline._rounds import Rounds, fitting
+from paredown.pipeline._rounds import TRAINED, Rounds, fitting
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student, Workshop
 from paredown.pipeline._work import Work
@@ -45,6 +46,7 @@ def run(settings: Settings, progress: Progress) -> Bundle:
         prepared = prepare(settings)
         out.parent.mkdir(parents=True, exist_ok=True)
         settings = _for_model(settings, prepared)
+        _check_extras(settings)
         work = Work(out, run_key(settings, prepared))
         if work.resumed:
             progress.say("Going on from where an earlier run with the same settings stopped.")
@@ -101,6 +103,14 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     if best is None:
         raise GateFailed(facts["verdict"], result=saved.report())
     return saved
+
+
+def _check_extras(settings: Settings) -> None:
+    """Raises MissingExtra before any work when training would miss a package in the end."""
+    if settings.sized and settings.recover in TRAINED and (settings.minutes or settings.steps):
+        for package in ("accelerate", "peft") if settings.lora else ("accelerate",):
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtra(package, "train")
 
 
 def _for_model(settings: Settings, prepared: Prepared) -> Settings:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,12 +96,13 @@ class Study:
             self._batches[seed] = [batches[i] for i in shuffled]
         return self._batches[seed]
 
-    def scores(self, names: Sequence[str], seed: int, *, drop: int = 1) -> dict[str, Scores]:
+    def scores(
+        self, names: Sequence[str], seed: int, *, units: Iterable[str] = UNITS, drop: int = 1
+    ) -> dict[str, Scores]:
         """By several criteria, from the texts of one seed."""
-        prepared = self.prepared
-        found = score_each(
-            prepared.model, prepared.anatomy, self.batches(seed), names, drop=drop, seed=self.asked.seed + seed
-        )
+        model, anatomy, kinds = self.prepared.model, self.prepared.anatomy, [UNITS[unit] for unit in units]
+        chosen = self.asked.seed + seed
+        found = score_each(model, anatomy, self.batches(seed), names, drop=drop, seed=chosen, units=kinds)
         give_back_what_is_freed()
         return found
 
@@ -191,7 +192,7 @@ def sensitivity(
             if name not in criteria_of(UNITS[unit]):
                 raise ParedownError(f"{name} does not rank {unit}; {', '.join(criteria_of(UNITS[unit]))} do.")
         progress.stage("Scoring")
-        scores = study.scores(sorted(set(ranked.values())), 0) if ranked else {}
+        scores = study.scores(sorted(set(ranked.values())), 0, units=ranked) if ranked else {}
         plans = list(_alone(study, ranked, scores, units, fractions))
         progress.stage("Cutting one layer at a time", len(plans))
         rows = []
@@ -267,12 +268,12 @@ def compare(
         progress.stage("Comparing criteria", total)
         every = sorted({name for names in named.values() for name in names})
         for seed in range(seeds):
-            shallow = study.scores(every, seed)
+            shallow = study.scores(every, seed, units=units)
             for unit, fraction in itertools.product(units, fractions):
                 share = Shares(**{unit: fraction})
                 drop = share.count(unit, depth if unit == "layers" else 2 * depth)
                 blocks = [c for c in named[unit] if unit in ("layers", "sublayers")]
-                scores = study.scores(blocks, seed, drop=drop) if blocks and drop > 1 else shallow
+                scores = study.scores(blocks, seed, units=[unit], drop=drop) if blocks and drop > 1 else shallow
                 for name in named[unit]:
                     plan = by_shares(anatomy, scores[name], share, ranking=ranking, protect=protect)
                     found.setdefault((unit, name, fraction), []).append(study.outputs(plan, recover, seed))

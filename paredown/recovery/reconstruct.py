@@ -89,13 +89,14 @@ def _fit(
 
         added = [dense.attention_output(x, teacher.mask(x, attention[i]), first) for i, x in enumerate(wanted)]
         wanted = [x[:, :1] if first else x for x in wanted]
+        added = [one.expand_as(x) for one, x in zip(added, wanted, strict=True)]  # the teacher may be cut itself
         if here >= 0:
             targets = [_target(dense.after_attention, *three) for three in zip(added, wanted, streams, strict=True)]
             _refit(layer.output, context, targets, attention, alone)
             for i in every:
                 streams[i] = layer.attend(streams[i], student.mask(streams[i], attention[i]), alone)
         wanted = [dense.join_attention(x, one) for x, one in zip(wanted, added, strict=True)]
-        added = [dense.ffn_output(x) for x in wanted]
+        added = [dense.ffn_output(x).expand_as(x) for x in wanted]
         if here >= 0:
             targets = [_target(dense.after_ffn, *three) for three in zip(added, wanted, streams, strict=True)]
             _refit(layer.down, hidden, targets, attention, alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import paredown
-from paredown.errors import InfeasibleBudget, ParedownError
+from paredown.errors import InfeasibleBudget, MissingExtra, ParedownError
 from paredown.pipeline import Silent
 from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
@@ -30,6 +31,19 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     text = folder / "tale.txt"
     text.write_text("\n\n".join(lines))
     return save(model, folder / "model"), text
+
+
+class Watch(Silent):
+    """Knows the stages, and presses Ctrl-C at one of them."""
+
+    def __init__(self, stop_at: str = ""):
+        self.stages: list[str] = []
+        self.stop_at = stop_at
+
+    def stage(self, name: str, total: float | None = None) -> None:
+        self.stages.append(name)
+        if name == self.stop_at:
+            raise KeyboardInterrupt
 
 
 def pruned(desk: Desk, out: Path, **asked: Any) -> paredown.bundle.Bundle:
@@ -58,21 +72,10 @@ def test_rounds_end_where_one_shot_does(desk: Desk, tmp_path: Path) -> None:
 
 
 def test_rounds_go_on_where_they_stopped(desk: Desk, tmp_path: Path) -> None:
-    class Stop(Silent):
-        stages: list[str]
-
-        def __init__(self, at: str = ""):
-            self.stages, self.at = [], at
-
-        def stage(self, name: str, total: float | None = None) -> None:
-            self.stages.append(name)
-            if name == self.at:
-                raise KeyboardInterrupt
-
     asked: dict[str, Any] = {"neurons": 0.5, "rounds": 3, "criterion": "magnitude"}
     with pytest.raises(KeyboardInterrupt):
-        pruned(desk, tmp_path / "slim", progress=Stop("Re-fitting in round 2"), **asked)
-    watch = Stop()
+        pruned(desk, tmp_path / "slim", progress=Watch("Re-fitting in round 2"), **asked)
+    watch = Watch()
     again = pruned(desk, tmp_path / "slim", progress=watch, **asked)
     assert "Scoring, round 2 of 3" not in watch.stages and "Re-fitting in round 1" not in watch.stages
     assert "Re-fitting in round 2" in watch.stages
@@ -103,6 +106,15 @@ def test_a_share_of_all_parameters(desk: Desk, tmp_path: Path) -> None:
 def test_what_cannot_be_asked_for(desk: Desk, tmp_path: Path, asked: dict[str, Any], words: str) -> None:
     with pytest.raises(ParedownError, match=words):
         pruned(desk, tmp_path / "slim", **asked)
+
+
+def test_a_missing_package_is_told_before_any_work(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    watch = Watch()
+    with pytest.raises(MissingExtra, match=r"peft is not installed.*paredown\[train\]"):
+        paredown.prune(desk.model, data=desk.train, out=tmp_path / "slim", heads=0.5, lora=4, progress=watch)
+    assert watch.stages == ["Reading model and data"]
 
 
 def test_a_language_model_from_end_to_end(tale: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from paredown.anatomy import describe
 from paredown.calibration import divergence
 from paredown.encoder import Encoder, linear_of
+from paredown.network import network
 from paredown.recovery import reconstruct
 from paredown.surgery import cut
 from paredown.types import Anatomy, Plan
@@ -49,6 +50,20 @@ def gain(
     dense = Encoder(model, anatomy.layout)
     before, after = (divergence(Encoder(one, anatomy.layout), dense, unseen) for one in (small, fitted))
     return before / max(after, 1e-12)
+
+
+@pytest.mark.parametrize("family", ("bert", "gpt2", "llama"))
+def test_the_teacher_may_be_cut_itself(family: str) -> None:
+    """As in the second of several rounds: sub-layers of the teacher are gone, with and without a bias left of them."""
+    model = tiny(family, "text-classification" if family == "bert" else "causal-lm")
+    anatomy = describe(model)
+    first = Plan(anatomy.fingerprint, {**anatomy.identity(), "layer.0.heads": (), "layer.1.neurons": ()})
+    teacher = cut(model, anatomy, first)
+    here = describe(teacher)
+    small, fitted, unseen = refit(teacher, here, layer_0_neurons=tuple(range(9)), layer_2_neurons=tuple(range(8)))
+    dense = network(teacher, here.layout)
+    before, after = (divergence(network(one, here.layout), dense, unseen) for one in (small, fitted))
+    assert 0 < after < before
 
 
 @pytest.mark.parametrize("pooling", ("cls", "mean"))
