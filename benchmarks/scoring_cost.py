@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TEXTS = 800
-REPEATS = 3
+TEXTS = 1600  # about what a run scores with
+REPEATS = 2
+UNITS = ("head", "neuron", "layer")  # sub-layers are as much again, for criteria that try removals
 
 
 def measure(model: str, data: str) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def measure(model: str, data: str) -> dict[str, Any]:
     with spawn.Pool(1, maxtasksperchild=1) as pool:
         rows = pool.apply(_costs, (model, data))
         memory = {str(texts): pool.apply(_peak_mib, (model, data, texts)) for texts in (TEXTS // 4, TEXTS, 4 * TEXTS)}
-    return {"model": model, "rows": rows, "texts": TEXTS, "peak_memory_mib_by_texts": memory}
+    return {"model": model, "rows": rows, "texts": TEXTS, "units": UNITS, "peak_memory_mib_by_texts": memory}
 
 
 def _costs(model: str, data: str) -> list[dict[str, Any]]:
@@ -31,15 +32,15 @@ def _costs(model: str, data: str) -> list[dict[str, Any]]:
     loaded, anatomy, batches = _prepared(model, data, TEXTS)
     names = registry.available("importance")
     times: dict[str, list[float]] = {}
-    for repeat in range(REPEATS + 1):
+    _plain_pass(loaded.model, anatomy, batches, back=True)  # warms up
+    for _ in range(REPEATS):
         for name in ("forward", "both", *names):
             begun = time.perf_counter()
             if name in names:
-                score_each(loaded.model, anatomy, batches, [name])
+                score_each(loaded.model, anatomy, batches, [name], units=UNITS)
             else:
                 _plain_pass(loaded.model, anatomy, batches, back=name == "both")
-            if repeat:  # the first time warms up
-                times.setdefault(name, []).append(time.perf_counter() - begun)
+            times.setdefault(name, []).append(time.perf_counter() - begun)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     return [
         {
