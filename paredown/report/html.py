@@ -87,7 +87,9 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "timings": _timings(result),
         "lengths": _pictures(charts.lengths, result),
         "prediction": _prediction(result),
+        "rounds": _rounds(result),
         "recovery": _pictures(charts.recovery, result),
+        "generation": _generation(result),
         "splits": [
             (name, words.count(data[name]), use)
             for name, use in (
@@ -316,6 +318,38 @@ def _timings(result: Facts) -> dict[str, Any] | None:
 
     rows = [(length, [cell(length, batch) for batch in batches]) for length in sorted({length for length, _ in cells})]
     return {"batches": batches, "rows": rows}
+
+
+def _rounds(result: Facts) -> list[dict[str, str]]:
+    metric = result.get("quality_metric")
+    return [
+        {
+            "round": words.count(row.get("round")),
+            "parameters": words.parameters(row.get("parameters")),
+            "cut": words.quality(metric, row.get("quality_cut")),
+            "recovered": words.quality(metric, row.get("quality")),
+        }
+        for row in words.mappings(result.get("pruning_rounds"))
+    ]
+
+
+def _generation(result: Facts) -> dict[str, Any] | None:
+    """How both models write: a row per figure, and what is warned of."""
+    facts = words.mapping(result.get("generation"))
+    dense, pruned = words.mapping(facts.get("dense")), words.mapping(facts.get("pruned"))
+    if not dense or not pruned:
+        return None
+    named = {
+        "repeated_ngrams": "4-grams that occurred before",
+        "longest_loop": "longest loop, tokens",
+        "distinct_1": "different tokens, of all",
+        "distinct_2": "different 2-grams, of all",
+        "distinct_3": "different 3-grams, of all",
+        "tokens_per_second": "tokens per second",
+    }
+    rows = [(said, words.figure(dense.get(key)), words.figure(pruned.get(key))) for key, said in named.items()]
+    about = f"{words.count(facts.get('prompts'))} texts of {words.count(pruned.get('tokens'))} tokens"
+    return {"rows": rows, "about": about, "warnings": _texts(facts.get("warnings"))}
 
 
 def _prediction(result: Facts) -> list[dict[str, str]]:

@@ -327,6 +327,27 @@ def embedding() -> dict[str, Any]:
     return result
 
 
+def language_model() -> dict[str, Any]:
+    """A decoder pruned by amounts in two rounds, which repeats itself since."""
+    facts = accepted()
+    for key in ("prediction", "timings", "parity"):
+        facts.pop(key, None)
+    facts |= {"task": "causal-lm", "quality_metric": "log_likelihood", "target": "torch"}
+    facts["objective"] = {"dial": "amount", "value": "neurons 0.2", "max_drop": None}
+    facts |= {"quality_dense": -1.71, "quality_pruned": -1.9, "drop": interval(0.19, 0.15, 0.23)}
+    for one in facts["candidates"]:
+        one |= {"quality": -1.9, "drop": interval(0.19, 0.15, 0.23), "bound": 0.22}
+    facts["pruning_rounds"] = [
+        {"round": 1, "parameters": 228_544, "quality_cut": -2.28, "quality": -1.8, "plan_id": "a"},
+        {"round": 2, "parameters": 222_400, "quality_cut": -1.93, "quality": -1.83, "plan_id": "b"},
+    ]
+    figures = {"tokens": 256, "repeated_ngrams": 0.42, "longest_loop": 222, "distinct_1": 0.039}
+    figures |= {"distinct_2": 0.168, "distinct_3": 0.27, "tokens_per_second": 349.0}
+    worse = figures | {"repeated_ngrams": 0.83, "longest_loop": 256, "tokens_per_second": 380.0}
+    facts["generation"] = {"dense": figures, "pruned": worse, "prompts": 16, "warnings": ["The pruned model loops."]}
+    return facts
+
+
 def minimal() -> dict[str, Any]:
     """Every list empty, every optional value None."""
     result = {name: _emptied(value) for name, value in accepted().items()}
@@ -366,6 +387,7 @@ ALL = {
     "rejected": rejected,
     "unpruned": unpruned,
     "embedding": embedding,
+    "language_model": language_model,
     "minimal": minimal,
     "crowded": crowded,
 }

@@ -156,6 +156,22 @@ def test_a_metric_that_is_no_share_is_not_shown_in_per_cent() -> None:
     assert "98.61" not in text
 
 
+def test_a_language_model_shows_its_rounds_and_how_it_writes() -> None:
+    text = page(samples.language_model()).text
+    for said in (
+        "Perplexity 6.686 dense: 5.529",
+        "drop 20.92 %",
+        "chosen: the size that was asked for",
+        "2 222 k 6.890 6.234",
+        "16 texts of 256 tokens",
+        "The pruned model loops.",
+        "longest loop, tokens 222 256",
+        "tokens per second 349 380",
+    ):
+        assert said in text, said
+    assert "Generation" not in page(samples.accepted()).text
+
+
 @pytest.mark.parametrize("facts", [{}, {"accepted": False}, {"accepted": True}, {"candidates": [{}], "kept": [{}]}])
 def test_an_almost_empty_fact_sheet_gives_a_page(facts: dict[str, Any]) -> None:
     assert ("Accepted" if facts.get("accepted") else "Rejected") in page(facts).text
