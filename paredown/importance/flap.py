@@ -1,7 +1,7 @@
 """FLAP: how much a unit's contribution fluctuates about its mean, which a bias can stand in for (An et al. 2024,
 arXiv:2312.11983).
 
-The bias is put in by `paredown.recovery.compensate`.
+The bias is put in by `paredown.recovery.compensate`: studies do so even where nothing is recovered otherwise.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from paredown.types import Array
 
 UNITS = ("head", "neuron")
 NEEDS = ("moments",)
+COMPENSATES = True  # as published: without its bias the score says the wrong thing
 
 
 def score(evidence: Evidence) -> Array:

@@ -198,7 +198,7 @@ def sensitivity(
         rows = []
         lost: dict[str, dict[int, list[float]]] = {}
         for unit, layer, fraction, plan in plans:
-            outputs, size = study.outputs(plan, recover, 0)
+            outputs, size = study.outputs(plan, _published(ranked.get(unit), recover), 0)
             quality, drop = study.judged([outputs])
             row = {"unit": unit, "layer": layer, "fraction": fraction, "quality": quality, "drop": drop}
             rows.append({**row, "parameters": size})
@@ -276,15 +276,22 @@ def compare(
                 scores = study.scores(blocks, seed, units=[unit], drop=drop) if blocks and drop > 1 else shallow
                 for name in named[unit]:
                     plan = by_shares(anatomy, scores[name], share, ranking=ranking, protect=protect)
-                    found.setdefault((unit, name, fraction), []).append(study.outputs(plan, recover, seed))
+                    outputs = study.outputs(plan, _published(name, recover), seed)
+                    found.setdefault((unit, name, fraction), []).append(outputs)
                     progress.advance(1, f"{name}, {fraction:.0%} of the {unit}")
         rows = []
-        for (unit, name, fraction), outputs in found.items():
-            quality, lost = study.judged([one for one, _ in outputs])
+        for (unit, name, fraction), seen in found.items():
+            quality, lost = study.judged([one for one, _ in seen])
             row = {"unit": unit, "criterion": name, "fraction": fraction, "quality": quality, "drop": lost}
-            rows.append({**row, "seeds": len(outputs), "parameters": outputs[0][1]})
+            rows.append({**row, "seeds": len(seen), "parameters": seen[0][1]})
         about = {"recover": recover, "ranking": ranking, "protect": list(protect), "seeds": seeds}
         return _plain({**study.about(), **about, "rows": rows})
+
+
+def _published(criterion: str | None, recover: str) -> str:
+    """What follows a cut by a criterion: without recovery, still what is a part of the criterion itself."""
+    own = criterion is not None and getattr(registry.find("importance", criterion), "COMPENSATES", False)
+    return "compensate" if own and recover == "none" else recover
 
 
 def _check(units: Sequence[str], fractions: Sequence[float], recover: str) -> None:

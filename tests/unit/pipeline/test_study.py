@@ -68,6 +68,15 @@ def test_every_criterion_is_the_default_and_layers_can_go(asked: StudySettings) 
     assert found == {(f"{kind}s", name) for kind in ("layer", "sublayer") for name in criteria(kind)}
 
 
+def test_what_belongs_to_a_criterion_is_done_without_recovery(asked: StudySettings) -> None:
+    """FLAP's bias compensation, and not where something else is asked for."""
+    rows = {
+        recover: compare(asked, criteria=["flap"], units=["neurons"], fractions=[0.5], recover=recover, seeds=1)["rows"]
+        for recover in ("none", "compensate", "reconstruct")
+    }
+    assert rows["none"] == rows["compensate"] != rows["reconstruct"]
+
+
 def test_reconstruction_helps_a_comparison(asked: StudySettings) -> None:
     plain, fitted = (
         compare(asked, criteria=["magnitude"], units=("neurons",), fractions=(0.5,), seeds=1, recover=how)["rows"][0]
