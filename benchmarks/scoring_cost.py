@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TEXTS = 1600  # about what a run scores with
+DIFFERENT = TEXTS // 4  # of them: more would be longer ones too, and memory is that of the largest batch
 REPEATS = 2
 UNITS = ("head", "neuron", "layer")  # sub-layers are as much again, for criteria that try removals
 
@@ -88,7 +89,8 @@ def _prepared(model: str, data: str, count: int) -> tuple[Any, Any, list[Any]]:
     anatomy = describe(loaded.model)
     names = network(loaded.model, anatomy.layout).input_names
     with Path(data).open(encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row, _ in zip(csv.DictReader(file), range(count), strict=False)]
+        first = [row["text"] for row, _ in zip(csv.DictReader(file), range(min(count, DIFFERENT)), strict=False)]
+    texts = [first[i % len(first)] for i in range(count)]
     tokens = tokenize(loaded.tokenizer, texts, max_length=loaded.max_length, input_names=names)
     batches = [arrays for _, arrays in length_sorted_batches(tokens, batch_size=32)]
     return loaded, anatomy, batches

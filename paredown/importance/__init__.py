@@ -26,7 +26,7 @@ from paredown.types import Anatomy, Array, Group, Scores
 
 __all__ = ["DepthEvidence", "Evidence", "Streams", "criteria", "score", "score_each"]
 
-AFFORDED = 0.8  # forward passes over the calibration texts that trying removals may cost, each kind for itself
+AFFORDED = {"ablations": 0.5, "removals": 0.8}  # passes over the calibration texts that trying may cost, each kind
 EVERY = ("head", "query", "neuron", "layer", "sublayer")  # kind of unit
 DEPTH = {"layer": "layers", "sublayer": "sublayers"}  # the names under which their scores are found
 
@@ -176,7 +176,8 @@ def _ablated(
     """Every head left out once, from its layer on: on as many texts as AFFORDED passes go through."""
     groups = [group for group in anatomy.groups if group.kind in ("head", "query") and group.kind in units]
     tried = sum(group.units for group in groups)
-    return ablations(encoder, groups, statistics, thinned(calibration, min(1.0, 2 * AFFORDED / max(1, tried))))
+    texts = thinned(encoder, calibration, min(1.0, 2 * AFFORDED["ablations"] / max(1, tried)))
+    return ablations(encoder, groups, statistics, texts)
 
 
 def _depth_evidence(
@@ -185,7 +186,7 @@ def _depth_evidence(
     places = np.arange(0, 2 * len(encoder.layers) + 1, 2 if unit == "layer" else 1)
     removed = None
     if removals:  # U pieces are tried, then U - 1, and so on: U^2 / 2 passes
-        texts = thinned(calibration, min(1.0, 2 * AFFORDED / len(places) ** 2))
+        texts = thinned(encoder, calibration, min(1.0, 2 * AFFORDED["removals"] / len(places) ** 2))
         removed = removal(encoder, texts, sub_layers=unit == "sublayer")
     return DepthEvidence(places, drop, _seed(DEPTH[unit], seen.seed), streams=seen.streams, removed=removed)
 

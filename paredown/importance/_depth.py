@@ -6,6 +6,7 @@ Legend: B batch, T tokens, D width, N rows (real tokens), P places of the stream
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from paredown.calibration import Batch, distance, evaluating, real_rows, tensors
 from paredown.importance._evidence import Streams
 from paredown.network import Network
+from paredown.tasks import pad
 
 FEWEST = 8  # texts
 
@@ -92,19 +94,18 @@ def removal(encoder: Network, batches: Sequence[Batch], *, sub_layers: bool) -> 
     return without
 
 
-def thinned(batches: Sequence[Batch], share: float) -> list[Batch]:
-    """About this share of the texts, evenly spread, FEWEST at least if they are there: for what needs many passes."""
-    lengths = [np.asarray(batch["attention_mask"]).sum(axis=1) for batch in batches]
-    total = sum(map(len, lengths))
-    chosen = np.linspace(0, total - 1, min(total, max(FEWEST, round(total * share)))).round().astype(int)
-    found: list[Batch] = []
-    start = 0
-    for batch, tokens in zip(batches, lengths, strict=True):
-        rows = chosen[(chosen >= start) & (chosen < start + len(tokens))] - start
-        start += len(tokens)
-        if len(rows):
-            longest = int(tokens[rows].max())
-            found.append(
-                {name: batch[name][rows] if batch[name].ndim == 1 else batch[name][rows, :longest] for name in batch}
-            )
-    return found
+def thinned(encoder: Network, batches: Sequence[Batch], share: float) -> list[Batch]:
+    """About this share of the texts, evenly spread, FEWEST at least if they are there: for what needs many passes.
+
+    They come in as few batches as texts of like lengths allow, without labels.
+    """
+    texts = [
+        ids[:count]
+        for batch in batches
+        for ids, count in zip(batch["input_ids"], np.asarray(batch["attention_mask"]).sum(axis=1), strict=True)
+    ]
+    count = min(len(texts), max(FEWEST, round(len(texts) * share)))
+    chosen = sorted((texts[i] for i in np.linspace(0, len(texts) - 1, count).round().astype(int)), key=len)
+    size, names = max(map(len, (batch["input_ids"] for batch in batches))), [n for n in batches[0] if n != "labels"]
+    padding = cast(Any, encoder.model).config.pad_token_id or 0
+    return [pad(chosen[i : i + size], pad_id=padding, input_names=names) for i in range(0, count, size)]

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paredown.calibration import Batch, distance, evaluating, sub_layers, tensors
+from paredown.calibration import PROJECTIONS, Batch, distance, evaluating, sub_layers, tensors
 from paredown.network import Network
 from paredown.types import Anatomy, Array, Group
 
 PASSES = 3  # over the texts: with a dense pass each, as dear as four passes forward and back
-STEP = 1.0  # of a gate's logit, in units of the root mean square pull
+STEP = 1.0  # of a gate's logit, in units of the root mean square pull on its kind
 PRESSURE = 0.5  # towards zero, in the same units: the L1 penalty
-IN_EFFECT = 1 / 32  # of the gates, in each text: with all of them at once, a gate learns what the others do
+IN_EFFECT = 1 / 16  # of the gates, in each text: with all of them at once, a gate learns what the others do
+STREAMS = 1.0  # weight of the streams beside the answers, which say little of a single neuron
 OTHERWISE = 1e-5  # at most this much of a gate is in effect: texts are few, and no gate may go unseen
 
 
@@ -64,45 +65,75 @@ def attention_patterns(encoder: Network, anatomy: Anatomy, batches: Sequence[Bat
 
 
 def train_gates(encoder: Network, anatomy: Anatomy, batches: Sequence[Batch]) -> dict[str, Array]:
-    """[U] by group name: a gate in (0, 1) on each unit, trained to stay near the dense model under an L1 penalty.
+    """[U] by group name: a gate in (0, 1) on each unit, trained to stay near the dense model under an L1 penalty, in
+    its answers and, as CoFi does, layer by layer.
 
-    Gates are stochastic, as in L0 regularization: in each text most of them are nearly open and a few in effect, drawn
-    by the text itself. Whole passes over the texts are the steps, so batches do not matter. Cost: PASSES times a dense
-    pass and one forward and back.
+    Gates are stochastic, as in L0 regularization: in each text some are in effect, drawn by the text itself, and the
+    others open. What pulls at a gate is its gradient in the texts where it is in effect, less its gradient in all of
+    them: that part comes from the other gates. Whole passes over the texts are the steps, so batches do not matter.
+    Cost: PASSES times a dense pass and one forward and back.
     """
     modules = sub_layers(encoder)
     orders = {name: _order(module, anatomy.group(name)) for name, module in modules.items()}
-    logits = {name: torch.zeros(len(order), dtype=torch.float64, requires_grad=True) for name, order in orders.items()}
-    for _ in range(PASSES):
-        pulls = {name: torch.zeros(len(logit), dtype=torch.float64) for name, logit in logits.items()}
-        texts = 0
+    logits = {name: torch.zeros(len(order), dtype=torch.float64) for name, order in orders.items()}
+    for number in range(PASSES):
+        sums = {name: torch.zeros(3, len(logit), dtype=torch.float64) for name, logit in logits.items()}
         with evaluating(encoder.model):
             for batch in batches:
                 inputs = tensors(batch, encoder)
+                effects = _drawn(inputs, orders, number)
+                gates = {name: 1 - effects[name] * (1 - logit.sigmoid()) for name, logit in logits.items()}
+                asked = {name: gate.float().requires_grad_() for name, gate in gates.items()}
                 with torch.no_grad():
-                    wanted = encoder(**inputs)
-                with torch.enable_grad(), _gated(encoder, anatomy, logits, _drawn(inputs, orders)):
-                    loss = distance(encoder(**inputs), wanted, encoder.output_name).sum()
-                for name, g in zip(logits, torch.autograd.grad(loss, list(logits.values())), strict=True):
-                    pulls[name] -= g.double()
-                texts += len(wanted)
-        size = float(torch.cat(list(pulls.values())).square().mean().sqrt()) or 1.0
-        with torch.no_grad():
-            for name, logit in logits.items():
-                logit += STEP * ((pulls[name] / size).tanh() - PRESSURE)  # no unit may run off in one step
-    return {name: logit.detach().sigmoid().numpy() for name, logit in logits.items()}
+                    wanted = _followed(encoder, inputs)
+                with torch.enable_grad(), _gated(encoder, anatomy, asked):
+                    loss = _lost(encoder, _followed(encoder, inputs), wanted, inputs["attention_mask"])
+                for name, g in zip(asked, torch.autograd.grad(loss, list(asked.values())), strict=True):
+                    effect = effects[name]
+                    sums[name] += torch.stack([(g * effect).sum(0), effect.sum(0), g.double().sum(0)])
+        texts = sum(len(batch["input_ids"]) for batch in batches)
+        pulls = {name: every / texts - own / weight for name, (own, weight, every) in sums.items()}
+        for kind in PROJECTIONS:  # heads pull far harder than neurons
+            names = [name for name in pulls if name.endswith(kind)]
+            size = float(torch.cat([pulls[name] for name in names]).square().mean().sqrt()) if names else 0.0
+            for name in names:
+                logits[name] += STEP * ((pulls[name] / (size or 1.0)).asinh() - PRESSURE)  # none runs off in one step
+    return {name: logit.sigmoid().numpy() for name, logit in logits.items()}
+
+
+def _followed(encoder: Network, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The stream behind every layer, and the answers."""
+    x = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
+    mask, streams = encoder.mask(x, inputs["attention_mask"]), []
+    for index in range(len(encoder.layers)):
+        x = encoder.step(index, x, mask)
+        streams.append(x)
+    return streams, encoder.forward_from(len(streams), x, inputs["attention_mask"])
+
+
+def _lost(
+    encoder: Network, found: tuple[list[Tensor], Tensor], wanted: tuple[list[Tensor], Tensor], mask: Tensor
+) -> Tensor:
+    """The divergence of the answers, and how far the stream is off behind each layer, relative; summed over answers."""
+    total = distance(found[1], wanted[1], encoder.output_name).sum()
+    for ours, theirs in zip(found[0], wanted[0], strict=True):
+        off = (ours - theirs).square().sum(-1) / theirs.square().sum(-1).clamp(min=1e-12)
+        real = mask[:, : off.shape[1]]  # of a last layer perhaps one row
+        off = off * real if encoder.layout.pooling == "tokens" else off * real / real.sum(1, keepdim=True)
+        total = total + STREAMS * off.sum() / len(found[0])
+    return total
 
 
 @contextmanager
-def _gated(encoder: Network, anatomy: Anatomy, logits: dict[str, Tensor], effects: dict[str, Tensor]) -> Iterator[None]:
-    """Inside the block every unit's output is multiplied by its gate, as far as that is in effect [B, U] in a text."""
+def _gated(encoder: Network, anatomy: Anatomy, gates: dict[str, Tensor]) -> Iterator[None]:
+    """Inside the block every unit's output is multiplied by its gate in that text [B, U]."""
     handles = []
     for name, module in sub_layers(encoder).items():
         positions = torch.from_numpy(anatomy.group(name).consumer.positions)
         index = torch.empty(positions.numel(), dtype=torch.long)
         index[positions.flatten()] = torch.arange(len(positions)).repeat_interleave(positions.shape[1])
-        gates = (1 - effects[name] * (1 - logits[name].sigmoid())).float()[:, None, index]  # [B, 1, X]
-        handles.append(module.register_forward_pre_hook(lambda _m, args, gates=gates: (args[0] * gates,)))
+        gate = gates[name][:, None, index]  # [B, 1, X]
+        handles.append(module.register_forward_pre_hook(lambda _m, args, gate=gate: (args[0] * gate,)))
     try:
         yield
     finally:
@@ -110,9 +141,9 @@ def _gated(encoder: Network, anatomy: Anatomy, logits: dict[str, Tensor], effect
             handle.remove()
 
 
-def _drawn(inputs: dict[str, Tensor], orders: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How much of each gate is in effect in each text [B, U]: all of it, or next to nothing."""
-    real = inputs["input_ids"] * inputs["attention_mask"]
+def _drawn(inputs: dict[str, Tensor], orders: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """How much of each gate is in effect in each text [B, U]: all of it, or next to nothing; anew in each pass."""
+    real = (inputs["input_ids"] + number) * inputs["attention_mask"]
     seeds = (real * torch.arange(1, real.shape[1] + 1) * 2654435761 % 2**31).sum(1).tolist()
     counts = [len(order) for order in orders.values()]
     drawn = [torch.rand(sum(counts), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]

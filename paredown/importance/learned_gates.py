@@ -1,5 +1,5 @@
-"""Gates that are trained for a few steps under a penalty (Louizos et al. 2018, arXiv:1712.01312; Xia et al. 2022,
-arXiv:2204.00408), here with an L1 penalty, drawn by the texts, and without labels.
+"""Gates that are trained for a few steps under a penalty (Louizos et al. 2018, arXiv:1712.01312) with layer-wise
+distillation (CoFi, Xia et al. 2022, arXiv:2204.00408); here with an L1 penalty, drawn by the texts, without labels.
 """
 
 import numpy as np
