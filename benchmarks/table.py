@@ -1,29 +1,40 @@
-"""Writes the table of measured results into README.md, from the latest record of every benchmark in results.jsonl."""
+"""Writes the tables of measured results into README.md and docs, from the latest records in results.jsonl."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-START, END = "<!-- results: made by benchmarks/table.py -->", "<!-- end of results -->"
 NAMES = {
     "banking77": "MiniLM-L6 classifier, BANKING77, `--max-drop 1% --minutes 20`",
     "banking77-untrained": "the same, `--minutes 0`",
     "banking77-twice": "the same, `--speedup 2 --minutes 2`",
+    "amounts": "the same, `--heads 25% --neurons 25% --layers 1 --minutes 15`",
     "newsgroups": "all-MiniLM-L6-v2 as an embedder, 20 newsgroups, `--max-drop 2% --minutes 5`",
 }
 
 
+def records() -> list[dict[str, Any]]:
+    """Everything that was recorded, oldest first."""
+    lines = (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def run_of(benchmark: str) -> list[dict[str, Any]]:
+    """The records of a benchmark at the commit that recorded it last."""
+    own = [record for record in records() if record["benchmark"] == benchmark and record["exit_code"] == 0]
+    return [record for record in own if record["commit"] == own[-1]["commit"]]
+
+
 def latest() -> dict[str, list[dict[str, Any]]]:
     """Of every benchmark the last record of step "prune", and the validations that followed it."""
-    lines = (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()
     found: dict[str, list[dict[str, Any]]] = {}
-    for record in (json.loads(line) for line in lines if line.strip()):
+    for record in records():
         if record["step"] == "prune":
             found[record["benchmark"]] = []
         if "speedup" in record and record["benchmark"] in found:  # else it ended in an error
@@ -54,11 +65,12 @@ def lines_of(cells: Sequence[Sequence[str]]) -> list[str]:
     return [head, "|" + " --- |" * len(cells[0]), *rows]
 
 
-def table() -> str:
-    records = {name: latest()[name] for name in NAMES if name in latest()}
+def results() -> str:
+    """Pruning runs and their validations."""
+    made_by = {name: latest()[name] for name in NAMES if name in latest()}
     runs = [("job", "the tool's answer", "texts per second", "one text, p50", "on the test split", "drop", "accepted")]
     checks = [("proved again", "texts per second", "one text, p50", "on the whole file", "drop", "holds")]
-    for name, (made, *validations) in records.items():
+    for name, (made, *validations) in made_by.items():
         p50 = "{dense:.2f} to {pruned:.2f} ms".format_map
         runs.append(
             (NAMES[name], made["candidate"], speed_of(made), p50(made["latency_ms_p50"]), *quality_of(made), yes(made))
@@ -70,7 +82,7 @@ def table() -> str:
     lines = lines_of(runs) + (["", *lines_of(checks)] if checks[1:] else [])
     cards = {
         (r["machine"]["cpu"], r["machine"]["cores"], tuple(r["machine"]["flags"]))
-        for rs in records.values()
+        for rs in made_by.values()
         for r in rs
     }
     for cpu, cores, flags in sorted(cards):
@@ -82,11 +94,91 @@ def yes(record: dict[str, Any]) -> str:
     return "yes" if record["accepted"] else "no"
 
 
+def criteria() -> str:
+    """Points of accuracy lost by criterion, bare and re-fitted, and what scoring costs."""
+    (bare,), (fitted,), (cost,) = (run_of(name)[-1:] for name in ("criteria", "criteria-refitted", "scoring"))
+    passes = {row["criterion"]: row for row in cost["rows"]}
+    parts = []
+    for unit in ("heads", "neurons"):
+        lost = {name: _rows(record, unit) for name, record in (("", bare), (" re-fitted", fitted))}
+        columns = [(kind, share) for kind, rows in lost.items() for share in sorted({share for _, share in rows})]
+        names = sorted({name for name, _ in lost[""]}, key=lambda name: lost[""][name, 0.3]["drop"]["value"])
+        head = [unit, *(f"{share:.0%}{kind}" for kind, share in columns), "forward passes", "forward + backward"]
+        table = [head]
+        for name in names:
+            cells = [_drop(lost[kind].get((name, share))) for kind, share in columns]
+            own = passes[name]
+            spent = (
+                ["", f"{own['forward_backward_passes']:.1f}"]
+                if own["gradients"]
+                else [f"{own['forward_passes']:.1f}", ""]
+            )
+            table.append([f"`{name}`", *cells, *spent])
+        parts += [*lines_of(table), ""]
+    memory = ", ".join(f"{mib:,} MiB for {int(texts):,}" for texts, mib in cost["peak_memory_mib_by_texts"].items())
+    return "\n".join([*parts, f"Peak memory of a process that scores by four criteria, by texts: {memory}."])
+
+
+def decoders() -> str:
+    """Perplexity by criterion: published ones bare, ours and FLAP as they come."""
+    compared = [record for record in run_of("decoder") if record["step"] == "compare"]
+    parts = []
+    for unit in ("neurons", "heads", "layers"):
+        found: dict[str, dict[float, float]] = {}
+        for record in compared:
+            for (name, share), row in _rows(record, unit).items():
+                said = f"`{name}`" + {"reconstruct": ", re-fitted (ours)", "compensate": ", with its bias"}.get(
+                    record["recover"], ""
+                )
+                found.setdefault(said, {})[share] = math.exp(-row["quality"])
+        shares = sorted({share for row in found.values() for share in row})
+        title = "1 layer of 5" if unit == "layers" else None
+        table = [[unit, *(title or f"{share:.0%}" for share in shares)]]
+        for name, row in sorted(found.items(), key=lambda item: item[1][shares[-1]]):
+            table.append([name, *(f"{row[share]:.3f}" for share in shares)])
+        parts += [*lines_of(table), ""]
+    dense = math.exp(-compared[0]["quality_dense"])
+    return "\n".join([*parts, f"Dense: {dense:.3f}, on {compared[0]['samples']} guardrail texts."])
+
+
+def rounds() -> str:
+    """At once and in rounds, to the same size with as many steps."""
+    table = [["rounds", "steps in all", "parameters", "on the test split", "drop"]]
+    for record in run_of("rounds"):
+        count = len(record["pruning_rounds"])
+        table.append([str(count), "240", f"{record['parameters_pruned'] / 1e6:.1f} M", *quality_of(record)])
+    return "\n".join(lines_of(table))
+
+
+def _rows(record: dict[str, Any], unit: str) -> dict[tuple[str, float], dict[str, Any]]:
+    return {(row["criterion"], row["fraction"]): row for row in record["rows"] if row["unit"] == unit}
+
+
+def _drop(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    value, low, high = (100 * row["drop"][key] for key in ("value", "low", "high"))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+PLACES = {  # which table goes where
+    "results": ("README.md", results),
+    "criteria": ("docs/criteria.md", criteria),
+    "decoders": ("docs/amounts.md", decoders),
+    "rounds": ("docs/amounts.md", rounds),
+}
+
+
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{START}\n{table()}\n{END}{after}", encoding="utf-8")
+    for name, (place, made) in PLACES.items():
+        path = HERE.parent / place
+        text = path.read_text(encoding="utf-8")
+        start, end = f"<!-- {name}: made by benchmarks/table.py -->", f"<!-- end of {name} -->"
+        if start not in text or end not in text:
+            raise SystemExit(f"{place} has no place for the table {name}")
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        path.write_text(f"{before}{start}\n{made()}\n{end}{after}", encoding="utf-8")
     return 0
 
 

@@ -247,6 +247,16 @@ Protect = Annotated[
         rich_help_panel=AMOUNT,
     ),
 ]
+MinimumHeads = Annotated[
+    int,
+    typer.Option(
+        "--minimum-heads", min=1, metavar="N", help="Heads that a layer keeps if it keeps any.", rich_help_panel=AMOUNT
+    ),
+]
+MinimumNeurons = Annotated[
+    int,
+    typer.Option("--minimum-neurons", min=1, metavar="N", help="Neurons, likewise.", rich_help_panel=AMOUNT),
+]
 Rounds = Annotated[
     int,
     typer.Option(

@@ -49,6 +49,8 @@ def prune(
     depth_criterion: str = "removal_loss",
     ranking: str = "global",
     protect: int | None = None,
+    minimum_heads: int = 1,
+    minimum_neurons: int = 1,
     rounds: int = 1,
     schedule: str = "cubic",
     recover: str = "distill",

@@ -170,7 +170,13 @@ class Rounds:
         settings = self.settings
         try:
             return planning.by_shares(
-                self.prepared.anatomy, scores, shares, self.limits, ranking=settings.ranking, protect=self.protect
+                self.prepared.anatomy,
+                scores,
+                shares,
+                self.limits,
+                ranking=settings.ranking,
+                protect=self.protect,
+                minimum={"heads": settings.minimum_heads, "neurons": settings.minimum_neurons},
             )
         except KeyError as error:
             raise ParedownError(f"This cannot be pruned as asked: {error.args[0]}.") from error
@@ -179,9 +185,10 @@ class Rounds:
         """Layers by their shares first; then heads and neurons, until `share` of all parameters is left."""
         anatomy = self.prepared.anatomy
         first = self._by_shares(scores, Shares(layers=shares.layers, sublayers=shares.sublayers))
+        least = {"head": self.settings.minimum_heads, "neuron": self.settings.minimum_neurons}
         free = range(self.protect[0], anatomy.group("layers").units - self.protect[1])
         groups = tuple(
-            replace(group, minimum=1)
+            replace(group, minimum=min(least[group.kind], group.units))
             for group in anatomy.groups
             if group.kind in ("head", "neuron") and group.layer in first.keep["layers"] and group.layer in free
             if first.keep[group.name]

@@ -27,6 +27,7 @@ class Settings:
 
     Amounts are what goes (`heads` to `sublayers`, as in `planning.Shares`), or the share of all `parameters` that
     stays, which heads and neurons make up. They are reached in `rounds` by a `schedule`, scores anew in each;
+    `minimum_heads` and `minimum_neurons` stay in every layer that keeps any.
     `criterion` ranks heads and neurons ("obs", but "ablation" for a language model's heads), `depth_criterion` layers.
     `recover` says what follows each cut; training takes `minutes` in all, or as many `steps`, or none at 0 minutes.
     `lora` is the rank of LoRA's matrices, 0 for none. Without a `target` it is "onnxruntime", or "torch"
@@ -55,6 +56,8 @@ class Settings:
     depth_criterion: str = "removal_loss"
     ranking: str = "global"
     protect: int | None = None
+    minimum_heads: int = 1
+    minimum_neurons: int = 1
     rounds: int = 1
     schedule: str = "cubic"
     recover: str = "distill"
@@ -92,6 +95,7 @@ class Settings:
             (self.ranking in RANKINGS, f"ranking is one of {', '.join(RANKINGS)}"),
             (self.recover in RECOVERIES, f"recover is one of {', '.join(RECOVERIES)}"),
             (self.protect is None or self.protect >= 0, "protect is 0 or more"),
+            (min(self.minimum_heads, self.minimum_neurons) >= 1, "minimum_heads and minimum_neurons are 1 or more"),
             (self.lora >= 0, "lora is a rank of 0 or more"),
             (self.steps is None or self.steps >= 1, "steps is 1 or more"),
         )
@@ -151,6 +155,7 @@ class Settings:
             **{kind: _said(getattr(self, kind)) for kind in KINDS},
             "parameters": self.parameters,
             **({name.replace("_", "-"): getattr(self, name) for name in _OF_AMOUNTS} if self.sized else {}),
+            **{name.replace("_", "-"): None if getattr(self, name) == 1 else getattr(self, name) for name in _LEAST},
             "lora": self.lora or None,
             "steps": self.steps,
             "target": self.target or None,
@@ -167,6 +172,7 @@ class Settings:
 
 
 _OF_AMOUNTS = ("criterion", "depth_criterion", "ranking", "protect", "rounds", "schedule", "recover")
+_LEAST = ("minimum_heads", "minimum_neurons")
 
 
 def _amount(value: float) -> bool:

@@ -26,6 +26,7 @@ FROZEN = {
     "prune": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length --max-drop "
     "--speedup --latency-ms --minutes --confidence --target --uniform --out --config --threads --seed --json "
     "--heads --queries --neurons --layers --sublayers --parameters --criterion --depth-criterion --ranking --protect "
+    "--minimum-heads --minimum-neurons "
     "--rounds --schedule --recover --lora --steps",
     "validate": "--eval --text-column --label-column --pair-column --score-column --max-drop --confidence --reference "
     "--threads --seed --json",
@@ -107,6 +108,7 @@ def test_prune_hands_every_option_on(fake: Fake) -> None:
     given |= {
         **amounts,
         **{"criterion": "taylor_gate", "depth_criterion": "block_influence", "ranking": "layer", "protect": 1},
+        **{"minimum_heads": 2, "minimum_neurons": 16},
         **{"rounds": 3, "schedule": "linear", "recover": "finetune", "lora": 8, "steps": 240},
     }
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -85,7 +85,9 @@ def test_rounds_go_on_where_they_stopped(desk: Desk, tmp_path: Path) -> None:
 
 
 def test_a_share_of_all_parameters(desk: Desk, tmp_path: Path) -> None:
-    facts = pruned(desk, tmp_path / "slim", parameters=0.7, criterion="fisher", rounds=2).report()
+    bundle = pruned(desk, tmp_path / "slim", parameters=0.7, criterion="fisher", rounds=2, minimum_heads=2)
+    facts = bundle.report()
+    assert all(len(units) >= 2 for name, units in bundle.plan.keep.items() if name.endswith(".heads"))
     assert facts["parameters_pruned"] <= 0.7 * facts["parameters_dense"]
     assert facts["parameters_pruned"] > 0.6 * facts["parameters_dense"]
     with pytest.raises(InfeasibleBudget, match="cannot be reached"):
@@ -101,6 +103,7 @@ def test_a_share_of_all_parameters(desk: Desk, tmp_path: Path) -> None:
         ({"heads": 0.2, "criterion": "block_influence"}, "does not rank heads"),
         ({"layers": 3}, "3 of 3 layers cannot go"),
         ({"heads": 0.2, "schedule": "wild"}, "schedule is one of"),
+        ({"heads": 0.5, "minimum_heads": 3}, "6 of 12 heads cannot go; 3 is the most, with 3 left in every layer"),
     ],
 )
 def test_what_cannot_be_asked_for(desk: Desk, tmp_path: Path, asked: dict[str, Any], words: str) -> None:
