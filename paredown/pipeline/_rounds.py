@@ -20,7 +20,7 @@ from paredown.network import network
 from paredown.pipeline._loaders import load_state, state_of
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, calibration_batches, describe_loaded, outputs_of
-from paredown.pipeline._settings import KINDS, PROTECTED, Progress, Settings
+from paredown.pipeline._settings import KINDS, PROTECTED, TRAINED, Progress, Settings
 from paredown.pipeline._students import SCORED_TOKENS, Student
 from paredown.pipeline._work import Work
 from paredown.planning import Shares
@@ -30,7 +30,6 @@ from paredown.surgery import cut, parameters
 from paredown.types import Anatomy, Array, Budget, Limits, Plan, Scores
 
 UNITS = {"heads": "head", "queries": "query", "neurons": "neuron", "layers": "layer", "sublayers": "sublayer"}
-TRAINED = ("distill", "finetune")
 FINE = 8  # multiples of what an engine likes that a layer must have, or amounts could not be met
 
 

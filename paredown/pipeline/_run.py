@@ -16,7 +16,7 @@ from paredown import registry
 from paredown.bundle import Bundle
 from paredown.cores import cores
 from paredown.encoder import blocks_of, linear_of
-from paredown.errors import GateFailed, MissingExtra, ParedownError
+from paredown.errors import BadData, GateFailed, MissingExtra, ParedownError
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import BASELINE, Candidate, control, dense_candidates, student_candidates
 from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
@@ -24,8 +24,8 @@ from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
-from paredown.pipeline._rounds import TRAINED, Rounds, fitting
-from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._rounds import Rounds, fitting
+from paredown.pipeline._settings import TRAINED, Progress, Settings
 from paredown.pipeline._students import Student, Workshop
 from paredown.pipeline._work import Work
 from paredown.targets import huggingface
@@ -46,7 +46,8 @@ def run(settings: Settings, progress: Progress) -> Bundle:
         prepared = prepare(settings)
         out.parent.mkdir(parents=True, exist_ok=True)
         settings = _for_model(settings, prepared)
-        _check_extras(settings)
+        if settings.sized:
+            _check_amounts(settings, prepared)
         work = Work(out, run_key(settings, prepared))
         if work.resumed:
             progress.say("Going on from where an earlier run with the same settings stopped.")
@@ -105,9 +106,20 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     return saved
 
 
-def _check_extras(settings: Settings) -> None:
-    """Raises MissingExtra before any work when training would miss a package in the end."""
-    if settings.sized and settings.recover in TRAINED and (settings.minutes or settings.steps):
+def _check_amounts(settings: Settings, prepared: Prepared) -> None:
+    """Raises before any work what would fail at its end: ParedownError, BadData, MissingExtra."""
+    derived = not prepared.generates or "fused" in prepared.anatomy.layout.layer_names
+    if settings.uniform and settings.sublayers:
+        raise ParedownError("A stock checkpoint has all sub-layers in every layer: leave sublayers or uniform out.")
+    if settings.uniform and derived and (settings.heads or settings.queries):
+        raise ParedownError(
+            "The stock config of this family derives the size of a head from their number, so no head can go with "
+            "uniform: leave heads or uniform out."
+        )
+    if settings.recover in TRAINED and (settings.minutes or settings.steps):
+        labelled = prepared.generates or (prepared.classifies and prepared.splits.calibration.labels is not None)
+        if settings.recover == "finetune" and not labelled:
+            raise BadData("Fine-tuning needs labels, and there are none: take distill.")
         for package in ("accelerate", "peft") if settings.lora else ("accelerate",):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(package, "train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from paredown.errors import ParedownError
@@ -13,7 +13,8 @@ from paredown.planning import RANKINGS, SCHEDULES, Shares
 TARGETS = ("onnxruntime", "openvino", "torch")
 DEFAULT_DROP = 0.01
 KINDS = ("heads", "queries", "neurons", "layers", "sublayers")  # of units, as the fields of Shares
-RECOVERIES = ("none", "compensate", "reconstruct", "distill", "finetune")  # the last two train
+RECOVERIES = ("none", "compensate", "reconstruct", "distill", "finetune")
+TRAINED = ("distill", "finetune")
 PROTECTED = 2  # first and last layers of a language model, that stay whole unless asked for otherwise
 COLUMNS = ("text_column", "label_column", "pair_column", "score_column")
 
@@ -78,6 +79,12 @@ class Settings:
             raise ParedownError("Ask for a speed or for an amount (heads, neurons, layers, parameters), not for both.")
         if self.parameters is not None and any(getattr(self, kind) for kind in KINDS[:3]):
             raise ParedownError("parameters says how many heads and neurons go: give it, or their shares, not both.")
+        if not self.sized and (
+            stray := [name for name in _GIVEN_WITH_AMOUNTS if getattr(self, name) != _DEFAULT[name]]
+        ):
+            raise ParedownError(f"{stray[0]} goes with an amount: say how many heads, neurons or layers go.")
+        if (self.lora or self.steps) and self.recover not in TRAINED:
+            raise ParedownError(f"lora and steps are for training, and recover is {self.recover!r}: take distill.")
         if self.target and self.target not in TARGETS:
             raise ParedownError(f"There is no target {self.target!r}; choose one of {', '.join(TARGETS)}.")
         checks = (
@@ -171,6 +178,8 @@ class Settings:
         return shlex.join(words + (["--uniform"] if self.uniform else []))
 
 
+_GIVEN_WITH_AMOUNTS = ("criterion", "rounds", "recover", "lora", "steps", "minimum_heads", "minimum_neurons")
+_DEFAULT = {field.name: field.default for field in fields(Settings)}
 _OF_AMOUNTS = ("criterion", "depth_criterion", "ranking", "protect", "rounds", "schedule", "recover")
 _LEAST = ("minimum_heads", "minimum_neurons")
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import paredown
-from paredown.errors import InfeasibleBudget, MissingExtra, ParedownError
+from paredown.errors import BadData, InfeasibleBudget, MissingExtra, ParedownError
 from paredown.pipeline import Silent
 from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
@@ -103,12 +103,23 @@ def test_a_share_of_all_parameters(desk: Desk, tmp_path: Path) -> None:
         ({"heads": 0.2, "criterion": "block_influence"}, "does not rank heads"),
         ({"layers": 3}, "3 of 3 layers cannot go"),
         ({"heads": 0.2, "schedule": "wild"}, "schedule is one of"),
+        ({"rounds": 3}, "rounds goes with an amount"),
+        ({"heads": 0.2, "lora": 4}, "lora and steps are for training"),
+        ({"heads": 0.2, "uniform": True}, "no head can go with uniform"),
+        ({"sublayers": 1, "uniform": True}, "leave sublayers or uniform out"),
         ({"heads": 0.5, "minimum_heads": 3}, "6 of 12 heads cannot go; 3 is the most, with 3 left in every layer"),
     ],
 )
 def test_what_cannot_be_asked_for(desk: Desk, tmp_path: Path, asked: dict[str, Any], words: str) -> None:
     with pytest.raises(ParedownError, match=words):
         pruned(desk, tmp_path / "slim", **asked)
+
+
+def test_fine_tuning_without_labels_is_told_before_any_work(desk: Desk, tmp_path: Path) -> None:
+    watch, asked = Watch(), {"task": "text-embedding", "heads": 0.5, "recover": "finetune"}
+    with pytest.raises(BadData, match="Fine-tuning needs labels"):
+        paredown.prune(desk.model, data=desk.train, out=tmp_path / "slim", progress=watch, **asked)
+    assert watch.stages == ["Reading model and data"]
 
 
 def test_a_missing_package_is_told_before_any_work(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
