@@ -349,16 +349,20 @@ def _positions(model: PreTrainedModel) -> int:
     return int(model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, *, max_length: int) -> None:
-    """The tokenizer's files, with `max_length` as the length at which whoever opens them cuts a text.
+def save_tokenizer(tokenizer: Any, folder: Path, *, max_length: int | None) -> None:
+    """The tokenizer's files, with `max_length` as the length at which whoever opens them cuts a text; with None it is
+    the tokenizer's own, and nothing is cut unasked: a language model's.
 
     A tokenizer keeps the length of its last call, and would be saved with that.
     """
     own = copy.deepcopy(tokenizer)
-    own.model_max_length = max_length
+    own.model_max_length = own.model_max_length if max_length is None else max_length
     if own.is_fast:
         own.backend_tokenizer.no_padding()
-        own.backend_tokenizer.enable_truncation(max_length)
+        if max_length is None:
+            own.backend_tokenizer.no_truncation()
+        else:
+            own.backend_tokenizer.enable_truncation(max_length)
     with silenced():
         own.save_pretrained(folder)
 

@@ -96,7 +96,8 @@ def save(
         for name, source in moved.items():
             _take(Path(source), part / name)
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        save_tokenizer(loaded.tokenizer, part / TOKENIZER, max_length=loaded.max_length)
+        longest = None if loaded.task == CAUSAL_LM else loaded.max_length
+        save_tokenizer(loaded.tokenizer, part / TOKENIZER, max_length=longest)
         (part / PLAN).write_text(plan.to_json(), encoding="utf-8")
         if report is not None:
             (part / REPORT).write_text(pretty(json.loads(canonical_json(report))), encoding="utf-8")

@@ -68,6 +68,7 @@ def score(
     json: options.Json = False,
 ) -> int:
     """Show how much each head, neuron or layer of MODEL matters by one criterion, as a heat map."""
+    _folder(out)
     asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
@@ -105,6 +106,7 @@ def sensitivity(
     json: options.Json = False,
 ) -> int:
     """Show what each layer of MODEL alone can lose: curves, heat maps, and the layers in order."""
+    _folder(out)
     asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
@@ -148,6 +150,7 @@ def compare(
     json: options.Json = False,
 ) -> int:
     """Compare criteria on MODEL: the quality left by each, at each share, with intervals over texts and seeds."""
+    _folder(out)
     asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
@@ -204,6 +207,15 @@ def _shares(text: str) -> list[float]:
     return found
 
 
+def _folder(out: str | None) -> None:
+    """Makes the folder of --out before the long work: what cannot be written is told at once."""
+    if out is not None:
+        try:
+            Path(out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ParedownError(f"{out} cannot be made a folder for the results: {error.strerror}") from error
+
+
 def _finished(facts: Mapping[str, Any], verb: str, out: str | None, as_json: bool) -> int:
     """Prints the study; with a folder, leaves a page and JSON lines there: what was studied first, then each row."""
     from paredown.files import replacing
@@ -211,7 +223,6 @@ def _finished(facts: Mapping[str, Any], verb: str, out: str | None, as_json: boo
 
     if out is not None:
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
         about = {key: value for key, value in facts.items() if key != "rows"}
         with replacing(folder / f"{verb}.jsonl") as beside:
             beside.write_text("".join(f"{_json.dumps(line)}\n" for line in (about, *facts.get("rows", ()))))

@@ -15,11 +15,13 @@ COMPENSATES = True  # as published: without its bias the score says the wrong th
 
 
 def score(evidence: Evidence) -> Array:
-    """[U]: mean over the unit's inputs of Var(x_j) |W_j|^2, standardized over all inputs of the group; least is 0."""
+    """[U]: mean over the unit's inputs of z_j, which is Var(x_j) |W_j|^2 standardized over all inputs of the group.
+
+    Given as log(1 + e^z): above 0, in the same order.
+    """
     assert evidence.moments is not None
     mean, square, _ = evidence.moments
     variance = np.maximum(square - mean**2, 0)
     by_input = variance * np.square(evidence.outgoing, dtype=np.float64).sum(axis=1)
-    spread = float(by_input.std())
-    values = (by_input / (spread or 1.0))[evidence.positions].mean(axis=1)
-    return np.asarray(values - values.min(initial=np.inf)) if len(values) else values
+    standard = (by_input - by_input.mean()) / (float(by_input.std()) or 1.0)
+    return np.asarray(np.logaddexp(0.0, standard[evidence.positions].mean(axis=1)))

@@ -220,7 +220,7 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     aside = f" Faster at no more loss than permitted: {names}; consider that first." if names else ""
     if settings.dial == "latency_ms":
         figures = f"a median of {shown.timing.latency_ms_p50 if shown.timing else 0:.2f} ms for one text, {figures}"
-    elif speedup.value <= 1:
+    elif speedup.value <= 1 and settings.dial != "amount":
         return (
             f"Do not prune for {found['target']}: nothing that passed is faster than {found['speedup_against']}.{aside}"
         )

@@ -53,6 +53,7 @@ class Rounds:
         """The model after the last round; its `rounds` are the record of all of them."""
         prepared, settings = self.prepared, self.settings
         anatomy, model = prepared.anatomy, prepared.model
+        self._check_reachable()
         kept = Plan(anatomy.fingerprint, anatomy.identity())
         here, records, lessons = anatomy, list[dict[str, Any]](), list[dict[str, Any]]()
         for number in range(1, settings.rounds + 1):
@@ -68,6 +69,17 @@ class Rounds:
         for warning in planning.collapse_warnings(anatomy, kept, generative=prepared.generates):
             self.progress.say(warning)
         return Student(self._name(), "pruned", kept, model, recovery=tuple(lessons), rounds=tuple(records))
+
+    def _check_reachable(self) -> None:
+        """Raises InfeasibleBudget before the first round what the last one would raise."""
+        anatomy = self.prepared.anatomy
+        values = {group.name: np.arange(1.0, group.units + 1) for group in anatomy.groups}
+        values["sublayers"] = np.arange(1.0, 2 * anatomy.group("layers").units + 1)
+        scores, settings = Scores("any", values), self.settings
+        if settings.parameters is None:
+            self._by_shares(scores, settings.shares)
+        else:
+            self._by_parameters(scores, settings.shares, settings.parameters)
 
     def _name(self) -> str:
         settings = self.settings
@@ -136,14 +148,15 @@ class Rounds:
             if name not in fit:
                 raise ParedownError(f"The criterion {name} does not rank {kind}; these do: {', '.join(fit)}.")
         batches = calibration_batches(prepared.calibration, most_tokens=SCORED_TOKENS)
-        count = max(1, shares.count("layers", prepared.anatomy.group("layers").units))
+        total, left = (one.group("layers").units for one in (prepared.anatomy, here))
+        count = max(1, shares.count("layers", total) - (total - left))
         names = sorted({*asked.values()})
         found = score_each(model, here, batches, names, drop=count, seed=settings.seed, units=[UNITS[k] for k in asked])
         give_back_what_is_freed()
         values: dict[str, Array] = {}
         for kind, name in asked.items():
             own = {k: v for k, v in found[name].values.items() if k.rpartition(".")[2] == kind}
-            if not own:
+            if not own and kind != "queries":  # of which one in each group may be left
                 raise ParedownError(f"This cannot be pruned as asked: {name} gave no scores of {kind}.")
             values |= own
         return Scores(" and ".join(names), values)
@@ -196,14 +209,21 @@ class Rounds:
         costs = planning.arithmetic(part, "params")
         whole = parameters(self.prepared.model)
         fixed = parameters(cut(self.prepared.model, anatomy, first)) - costs.dense
+        if not groups and fixed <= share * whole:
+            return first
         if fixed >= share * whole:
             raise InfeasibleBudget(
-                f"{share:.0%} of the parameters cannot be reached: {fixed / whole:.0%} are none of heads and neurons.",
+                f"{share:.0%} of the parameters cannot be reached: {fixed / whole:.0%} are none of heads and neurons "
+                "that may go (protected layers stay whole).",
                 closest=fixed / whole,
             )
         budget = Budget("params", min(1.0, (share * whole - fixed) / costs.dense))
         found = planning.plan(part, scores, budget, self.limits, costs=costs)
-        return Plan(anatomy.fingerprint, {**first.keep, **found.keep}, source=found.source)
+        there = {
+            name: tuple(unit for unit in units if name not in scores.values or scores.values[name][unit] > -np.inf)
+            for name, units in found.keep.items()  # what went in an earlier round does not come back
+        }
+        return Plan(anatomy.fingerprint, {**first.keep, **there}, source=found.source)
 
     # --------------------------------------------------------------------------------------------- what comes back
 
@@ -288,7 +308,8 @@ class Rounds:
         data = prepared.splits.guardrail
         outputs = outputs_of(network(small, prepared.anatomy.layout), prepared.guardrail)
         reference = self._dense_outputs()
-        return float(prepared.task.per_example(outputs, data, reference).mean())
+        metrics = prepared.task.metrics(outputs, data, reference)
+        return float(metrics.get(prepared.task.metric_name(data), np.nan))
 
     def _dense_outputs(self) -> Array:
         prepared = self.prepared

@@ -109,6 +109,8 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
 def _check_amounts(settings: Settings, prepared: Prepared) -> None:
     """Raises before any work what would fail at its end: ParedownError, BadData, MissingExtra."""
     derived = not prepared.generates or "fused" in prepared.anatomy.layout.layer_names
+    if settings.uniform and settings.protect:
+        raise ParedownError("Uniform widths and protected layers exclude each other: leave protect or uniform out.")
     if settings.uniform and settings.sublayers:
         raise ParedownError("A stock checkpoint has all sub-layers in every layer: leave sublayers or uniform out.")
     if settings.uniform and derived and (settings.heads or settings.queries):
@@ -117,9 +119,9 @@ def _check_amounts(settings: Settings, prepared: Prepared) -> None:
             "uniform: leave heads or uniform out."
         )
     if settings.recover in TRAINED and (settings.minutes or settings.steps):
-        labelled = prepared.generates or (prepared.classifies and prepared.splits.calibration.labels is not None)
-        if settings.recover == "finetune" and not labelled:
-            raise BadData("Fine-tuning needs labels, and there are none: take distill.")
+        labels = prepared.splits.calibration.labels if prepared.classifies else None
+        if settings.recover == "finetune" and not prepared.generates and (labels is None or len(set(labels)) < 2):
+            raise BadData("Fine-tuning needs labels, two different ones at least, and there are none: take distill.")
         for package in ("accelerate", "peft") if settings.lora else ("accelerate",):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(package, "train")

@@ -18,7 +18,7 @@ import torch
 from paredown import registry
 from paredown.calibration import Batch
 from paredown.cores import cores
-from paredown.errors import ParedownError
+from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import criteria as criteria_of
 from paredown.importance import score_each
 from paredown.network import network
@@ -231,7 +231,10 @@ def _alone(
         else:
             total = anatomy.group(f"layer.{layer}.{unit}").units
             for fraction in fractions:
-                share = Shares(**{unit: min(round(fraction * total), total - 1)})
+                count = round(fraction * total)
+                if not 0 < count < total:
+                    continue  # so few units cannot be cut so finely
+                share = Shares(**{unit: count})
                 plan = by_shares(anatomy, scores[ranked[unit]], share, protect=(layer, depth - 1 - layer))
                 yield unit, layer, fraction, plan
 
@@ -275,7 +278,12 @@ def compare(
                 blocks = [c for c in named[unit] if unit in ("layers", "sublayers")]
                 scores = study.scores(blocks, seed, units=[unit], drop=drop) if blocks and drop > 1 else shallow
                 for name in named[unit]:
-                    plan = by_shares(anatomy, scores[name], share, ranking=ranking, protect=protect)
+                    try:
+                        plan = by_shares(anatomy, scores[name], share, ranking=ranking, protect=protect)
+                    except InfeasibleBudget as error:
+                        progress.say(f"{fraction:.0%} of the {unit} are left out: {error}")
+                        progress.advance(len(named[unit]))
+                        break
                     outputs = study.outputs(plan, _published(name, recover), seed)
                     found.setdefault((unit, name, fraction), []).append(outputs)
                     progress.advance(1, f"{name}, {fraction:.0%} of the {unit}")

@@ -36,8 +36,10 @@ def lifted(scores: Scores, kept: Plan, anatomy: Anatomy) -> Scores:
         here = f"layer.{layers.index(group.layer)}.{kind}" if group.layer in layers else ""
         if here in scores.values:
             values[group.name] = _spread(scores.values[here], group.units, list(kept.keep[group.name]))
-        elif any(name.endswith(f".{kind}") for name in scores.values):
+        elif kind == "queries" or any(name.endswith(f".{kind}") for name in scores.values):
             values[group.name] = np.full(group.units, -np.inf)
+            if group.layer in layers and kind == "queries":  # the one query head left of a group is none to choose from
+                values[group.name][list(kept.keep[group.name])] = 0.0
     return Scores(scores.criterion, values, scores.source)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 import tempfile
 import time
 import warnings
@@ -426,6 +427,8 @@ def _fit(
         callbacks=[EarlyStoppingCallback(recipe.patience), Watch()],
     )
     trainer.remove_callback(PrinterCallback)  # `report` tells
+    for broken in (one for one in folder.glob("checkpoint-*") if not (one / "trainer_state.json").exists()):
+        shutil.rmtree(broken, ignore_errors=True)  # stopped while it was written: the state comes last
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     checks += [Progress(**one) for one in _read(folder).get("checks", [])] if last else []
     trainer.train(resume_from_checkpoint=last)

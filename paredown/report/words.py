@@ -211,6 +211,8 @@ def asked(result: Mapping[str, Any]) -> str:
         return f"a speed-up of {value:g}×{limit}" if (value := finite(value)) is not None else ""
     if dial == "latency_ms":
         return f"at most {milliseconds(value)} per text{limit}"
+    if dial == "amount":
+        return f"a model without so much: {value}{limit}"
     if most is None:
         return ""
     return f"the fastest candidate that loses at most {budget(metric, most)} of {metric_name(metric)}"

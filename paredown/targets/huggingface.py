@@ -131,8 +131,9 @@ def _save(model: PreTrainedModel, tokenizer: Any, folder: Path, anatomy: Anatomy
     twin.config = config
     with silenced():
         twin.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder, max_length=max_length)
-    if not layout.head:  # a sentence encoder
+    generates = layout.pooling == "tokens"
+    save_tokenizer(tokenizer, folder, max_length=None if generates else max_length)
+    if not layout.head and not generates:  # a sentence encoder
         about = {"max_seq_length": max_length, "do_lower_case": False}
         (folder / "sentence_bert_config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
         _save_pooling(folder, anatomy, config.hidden_size)

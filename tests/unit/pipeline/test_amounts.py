@@ -94,6 +94,21 @@ def test_a_share_of_all_parameters(desk: Desk, tmp_path: Path) -> None:
         pruned(desk, tmp_path / "other", parameters=0.05, criterion="fisher")
 
 
+def test_layers_and_a_share_of_parameters_in_rounds(desk: Desk, tmp_path: Path) -> None:
+    """Round 2 of 3 is met by the layer that goes in it; what round 1 took of the others stays away."""
+    asked: dict[str, Any] = {"layers": 1, "parameters": 0.8, "rounds": 3, "criterion": "magnitude"}
+    facts = pruned(desk, tmp_path / "slim", depth_criterion="every_other", **asked).report()
+    sizes = [one["parameters"] for one in facts["pruning_rounds"]]
+    assert sizes == sorted(sizes, reverse=True) and facts["parameters_pruned"] <= 0.8 * facts["parameters_dense"]
+
+
+def test_what_cannot_be_reached_in_the_end_is_told_in_the_beginning(desk: Desk, tmp_path: Path) -> None:
+    watch = Watch()
+    with pytest.raises(InfeasibleBudget, match="cannot go"):
+        pruned(desk, tmp_path / "slim", heads=0.95, rounds=3, progress=watch)
+    assert not any(stage.startswith("Scoring") for stage in watch.stages)
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

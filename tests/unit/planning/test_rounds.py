@@ -33,6 +33,21 @@ def test_two_steps_are_one() -> None:
     assert both.keys() == once.keys() and all(torch.equal(both[name], once[name]) for name in once)
 
 
+def test_the_one_query_head_left_of_a_group_stays() -> None:
+    """No group of query heads is described where one is left, so nothing scores it."""
+    model = tiny("llama")
+    anatomy = describe(model)
+    keep = {**anatomy.identity(), **{f"layer.{i}.queries": (1,) for i in range(3)}}
+    kept = Plan(anatomy.fingerprint, keep)
+    small = describe(cut(model, anatomy, kept))
+    assert not any(group.kind == "query" for group in small.groups)
+    values = {group.name: np.ones(group.units) for group in small.groups}
+    scores = lifted(Scores("made up", values), kept, anatomy)
+    plan = by_shares(anatomy, scores, Shares(queries=3, neurons=5))
+    assert all(plan.keep[f"layer.{i}.queries"] == (1,) for i in range(3))
+    relative(plan, kept, small)
+
+
 def test_nothing_comes_back() -> None:
     model = tiny("llama", num_hidden_layers=4)
     first, second = plans()

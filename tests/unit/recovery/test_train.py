@@ -128,6 +128,17 @@ def test_it_goes_on_where_it_was_stopped(family: str, task: str, tmp_path: Path)
     assert (tmp_path / "a" / train.BEST).exists()
 
 
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:
+    job = Job("bert", "text-classification")
+    with pytest.raises(KeyboardInterrupt):
+        job.run(folder=tmp_path, report=stopped(13))
+    (tmp_path / "checkpoint-14").mkdir()
+    (tmp_path / "checkpoint-14" / "model.safetensors").write_bytes(b"half")
+    again, _ = job.run(folder=tmp_path)
+    straight, _ = job.run()
+    assert same(copies(again), copies(straight))
+
+
 @pytest.mark.parametrize(("family", "task"), CASES)
 def test_lora_trains_little_and_merges(family: str, task: str) -> None:
     job = Job(family, task)
