@@ -128,8 +128,6 @@ def decoder() -> list[dict[str, Any]]:
     for what in (width, depth):
         found.append(_compare(*given, *what, seeds=1))
         found.append(_compare(*given, *what, "--criteria", OURS[what[1]], "--recover", "reconstruct", seeds=1))
-    flap = ("--criteria", "flap", "--recover", "compensate")
-    found.append(_compare(*given, *width, *flap, seeds=1))
     for amount in ("--neurons 10%", "--neurons 20%", "--neurons 30%", "--layers 1"):
         how = ("--uniform", "--recover", "reconstruct", *amount.split())
         found.append(_prune(f"decoder{amount.replace(' ', '').strip('%')}", *given, *how))

@@ -31,6 +31,15 @@ def run_of(benchmark: str) -> list[dict[str, Any]]:
     return [record for record in own if record["commit"] == own[-1]["commit"]]
 
 
+def merged(benchmark: str) -> list[dict[str, Any]]:
+    """The rows of all records of a comparison, the last word on each criterion and share."""
+    found: dict[tuple[str, str, float], dict[str, Any]] = {}
+    for record in records():
+        if record["benchmark"] == benchmark and record["exit_code"] == 0:
+            found |= {(row["unit"], row["criterion"], row["fraction"]): row for row in record["rows"]}
+    return list(found.values())
+
+
 def latest() -> dict[str, list[dict[str, Any]]]:
     """Of every benchmark the last record of step "prune", and the validations that followed it."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -96,11 +105,12 @@ def yes(record: dict[str, Any]) -> str:
 
 def criteria() -> str:
     """Points of accuracy lost by criterion, bare and re-fitted, and what scoring costs."""
-    (bare,), (fitted,), (cost,) = (run_of(name)[-1:] for name in ("criteria", "criteria-refitted", "scoring"))
+    bare, fitted = (merged(name) for name in ("criteria", "criteria-refitted"))
+    cost = run_of("scoring")[-1]
     passes = {row["criterion"]: row for row in cost["rows"]}
     parts = []
     for unit in ("heads", "neurons"):
-        lost = {name: _rows(record, unit) for name, record in (("", bare), (" re-fitted", fitted))}
+        lost = {name: _rows({"rows": rows}, unit) for name, rows in (("", bare), (" re-fitted", fitted))}
         columns = [(kind, share) for kind, rows in lost.items() for share in sorted({share for _, share in rows})]
         names = sorted({name for name, _ in lost[""]}, key=lambda name: lost[""][name, 0.3]["drop"]["value"])
         head = [unit, *(f"{share:.0%}{kind}" for kind, share in columns), "forward passes", "forward + backward"]
@@ -121,15 +131,14 @@ def criteria() -> str:
 
 def decoders() -> str:
     """Perplexity by criterion: published ones bare, ours and FLAP as they come."""
-    compared = [record for record in run_of("decoder") if record["step"] == "compare"]
+    compared = [r for r in records() if r["benchmark"] == "decoder" and r["step"] == "compare"]  # the last word wins
+    compared = [r for r in compared if r["recover"] != "compensate"]  # FLAP's bias is put in anyway
     parts = []
     for unit in ("neurons", "heads", "layers"):
         found: dict[str, dict[float, float]] = {}
         for record in compared:
             for (name, share), row in _rows(record, unit).items():
-                said = f"`{name}`" + {"reconstruct": ", re-fitted (ours)", "compensate": ", with its bias"}.get(
-                    record["recover"], ""
-                )
+                said = f"`{name}`" + (", re-fitted (ours)" if record["recover"] == "reconstruct" else "")
                 found.setdefault(said, {})[share] = math.exp(-row["quality"])
         shares = sorted({share for row in found.values() for share in row})
         title = "1 layer of 5" if unit == "layers" else None
