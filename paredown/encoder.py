@@ -125,7 +125,11 @@ class Layer:
 
     def attention_output(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """What attention adds to the stream; without heads only the output bias is left."""
-        return cast(Tensor, self.output(self.context(x, mask, first_only))) if self.num_heads else _bias(self.output, x)
+        return self.attended(self.context(x, mask, first_only) if self.num_heads else None, x)
+
+    def attended(self, context: Tensor | None, x: Tensor) -> Tensor:
+        """The same, from the heads' outputs side by side; None where there are no heads."""
+        return _bias(self.output, x) if context is None else cast(Tensor, self.output(context))
 
     def ffn_output(self, x: Tensor) -> Tensor:
         """What the FFN adds to the stream; without neurons only the output bias is left."""
@@ -209,6 +213,10 @@ class Encoder(nn.Module):
         else:
             weight = attention_mask[:, :, None].to(x.dtype)
             pooled = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1e-9)
+        return self.finish(pooled)
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        """Logits [B, C], or embeddings [B, D], from one vector per text [B, 1, D]."""
         for name in self.layout.head:
             pooled = F.relu(pooled) if name == "relu" else self.model.get_submodule(name)(pooled)
         out = pooled[:, 0] if pooled.dim() == 3 else pooled

@@ -209,6 +209,81 @@ class Plan:
         return cls(raw["fingerprint"], keep, raw.get("source", ""), raw["version"])
 
 
+# ----------------------------------------------------------------------------------- what is skipped while it runs
+
+RULES = ("ratio", "quantile", "threshold")
+ACTIONS = ("drop", "merge")
+
+
+@dataclass(frozen=True)
+class TokenStage:
+    """Tokens go once `after` layers have run; `keep` is read by the policy's rule.
+
+    ratio: the share that stays. quantile: those below this quantile of the scores go. threshold: those below it go.
+    """
+
+    after: int
+    keep: float
+
+
+@dataclass(frozen=True)
+class TokenPolicy:
+    """Which tokens of a text are left out of the later layers, decided while the model runs.
+
+    `scorer` is a file of `tokens/`; special tokens always stay, in the order of the text. With `action` "merge" the
+    tokens most like another are averaged with it (ToMe) instead of dropped. No text falls below `least` tokens, and
+    one of at most `off_below` tokens keeps all. With `exit`, dropped tokens count in the mean as a linear map of where
+    they were. `special_ids` are the token ids that stay.
+    """
+
+    scorer: str
+    stages: tuple[TokenStage, ...] = ()
+    rule: str = "ratio"
+    action: str = "drop"
+    least: int = 1
+    exit: bool = False
+    off_below: int = 0
+    special_ids: tuple[int, ...] = ()
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"rule is {self.rule!r}; choose {', '.join(RULES)}")
+        if self.action not in ACTIONS:
+            raise ValueError(f"action is {self.action!r}; choose {', '.join(ACTIONS)}")
+        if self.action == "merge" and (self.rule == "threshold" or self.exit):
+            raise ValueError("merging takes a ratio or a quantile, and no exit: merged tokens count as they are")
+        afters = [stage.after for stage in self.stages]
+        if afters != sorted(set(afters)) or min(afters, default=1) < 1:
+            raise ValueError(f"stages come after layers {afters}; each is 1 or more, and they rise")
+        if self.rule != "threshold" and not all(0 <= stage.keep <= 1 for stage in self.stages):
+            raise ValueError(f"a {self.rule} is a share from 0 to 1; got {[stage.keep for stage in self.stages]}")
+        if self.least < 1 or self.off_below < 0:
+            raise ValueError("least is 1 or more, off_below 0 or more")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it can drop nothing, whatever the text."""
+        whole = {"ratio": 1.0, "quantile": 0.0}.get(self.rule)
+        return all(stage.keep == whole for stage in self.stages)
+
+    @property
+    def id(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return canonical_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> TokenPolicy:
+        raw = json.loads(text)
+        if raw.get("version") != 1:
+            raise ValueError(f"token policy version {raw.get('version')!r} is not known to this release")
+        stages = tuple(TokenStage(int(one["after"]), float(one["keep"])) for one in raw.pop("stages"))
+        return cls(stages=stages, special_ids=tuple(int(i) for i in raw.pop("special_ids")), **raw)
+
+
 # ------------------------------------------------------------------------------------------------------- is it true
 
 

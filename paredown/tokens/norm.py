@@ -1,0 +1,20 @@
+"""The length of a token's hidden state: sqrt(sum of x^2) over the width.
+
+No attention is needed. Behind a LayerNorm lengths differ by its weights' pattern alone, and still tell tokens apart
+that carry content. A control in the literature on key and value norms (Devoto et al. 2024, arXiv:2406.11430, use keys).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+
+from paredown.tokens._seen import Seen
+
+NEEDS = ("stream",)
+
+
+def score(seen: Seen) -> Tensor:
+    """[G, n]"""
+    return cast(Tensor, seen.stream).square().sum(-1).sqrt()
