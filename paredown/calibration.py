@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.errors import UnsupportedModel
-from paredown.network import Network
+from paredown.network import Forward, Network
 from paredown.types import Anatomy, Array, Group
 
 Batch = Mapping[str, Array]
@@ -66,7 +66,7 @@ def sub_layer_of(group: Group) -> str:
     return f"layer.{group.layer}.{'neurons' if group.kind == 'neuron' else 'heads'}"
 
 
-def tensors(batch: Batch, encoder: Network) -> dict[str, Tensor]:
+def tensors(batch: Batch, encoder: Forward) -> dict[str, Tensor]:
     """The encoder's inputs out of one padded batch of arrays."""
     return {name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in encoder.input_names}
 

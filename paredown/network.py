@@ -15,6 +15,21 @@ from paredown.encoder import Encoder
 from paredown.types import Layout
 
 
+class Forward(Protocol):
+    """Whatever answers a batch of tokens: a `Network`, or an encoder that leaves tokens out."""
+
+    @property
+    def output_name(self) -> str:
+        """ "logits" or "embeddings"."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Of the arrays that a batch must hold."""
+
+    def __call__(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """The output [N, ...]: a row per text, or per real token of a language model."""
+
+
 class LayerSteps(Protocol):
     """One layer as functions of the residual stream; `mask` is what the network's own `mask` gave."""
 
@@ -100,7 +115,7 @@ class Network(Protocol):
     ) -> Network:
         """A view that leaves out whole layers, and the heads or the neurons of others."""
 
-    def __call__(self, **inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The output [N, ...]: a row per text, or per real token of a language model."""
 
 

@@ -12,8 +12,9 @@ from paredown import __version__
 from paredown.errors import CorruptBundle, ParedownError
 from paredown.types import canonical_json
 
-FORMAT = 1
+FORMAT = 2  # what is written is 1 where no tokens are dropped, so that earlier releases read it
 MANIFEST, PLAN, WEIGHTS, TOKENIZER, REPORT = "bundle.json", "plan.json", "model.safetensors", "tokenizer", "report.json"
+TOKENS = "tokens.safetensors"  # what the token policy has learnt
 
 # The file that serves, by target and precision.
 SERVING: Mapping[tuple[str, str], str] = {
@@ -55,6 +56,8 @@ def read_manifest(place: Path) -> dict[str, Any]:
     for name in manifest["files"]:
         if not is_inside(name):
             raise CorruptBundle(f"{path} names {name!r}, which does not lie inside the bundle")
+    if not isinstance(manifest.get("tokens"), dict | type(None)):
+        raise CorruptBundle(f"{path} has no proper 'tokens'")
     for name in (PLAN, WEIGHTS, manifest["file"]):
         if name not in manifest["files"]:
             raise CorruptBundle(f"{path} does not list {name}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -17,16 +17,17 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from paredown import registry
 from paredown.anatomy import describe
-from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, WEIGHTS, read_manifest, sha256
+from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, TOKENS, WEIGHTS, read_manifest, sha256
 from paredown.cores import cores
-from paredown.encoder import admit_biases
+from paredown.encoder import Encoder, admit_biases
 from paredown.errors import BadData, CorruptBundle, ParedownError
 from paredown.models import CAUSAL_LM, FAMILIES, build_empty, load_model, silenced, unsupported_family
 from paredown.network import Network, network
 from paredown.surgery import cut, fold
 from paredown.targets import torch as torch_target
 from paredown.tasks import run_batches, tokenize
-from paredown.types import Anatomy, Array, Plan, Runner
+from paredown.tokens import Packed, applied
+from paredown.types import Anatomy, Array, Plan, Runner, TokenPolicy
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # every runner takes those it knows
 
@@ -59,10 +60,26 @@ class Bundle:
         """The cut transformers model in fp32 and eval mode. Its config still tells the dense model's widths."""
         return self._open()[0]
 
-    def network(self) -> Network:
-        """The cut model as the forward pass that is exported, timed and served."""
+    def network(self) -> Network | Packed:
+        """The cut model as the forward pass that is exported, timed and served, tokens dropped by its policy."""
         model, anatomy = self._open()
-        return network(model.eval(), anatomy.layout)
+        whole, policy = network(model.eval(), anatomy.layout), self.token_policy
+        return whole if policy is None else applied(cast(Encoder, whole), policy, self.token_tensors())
+
+    @property
+    def token_policy(self) -> TokenPolicy | None:
+        """By which the model drops tokens while it runs, if it does. Raises `CorruptBundle` where it makes no sense."""
+        if self.manifest.get("tokens") is None:
+            return None
+        try:
+            return TokenPolicy.from_json(json.dumps(self.manifest["tokens"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptBundle(f"{self.folder / MANIFEST} holds no proper token policy: {error}") from None
+
+    def token_tensors(self) -> dict[str, Tensor]:
+        """What the token policy has learnt."""
+        found: dict[str, Tensor] = load_file(self.folder / TOKENS) if TOKENS in self.manifest["files"] else {}
+        return found
 
     def _open(self) -> tuple[PreTrainedModel, Anatomy]:
         model, anatomy = build_shell(self.manifest, self.plan)

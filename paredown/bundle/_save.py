@@ -25,6 +25,7 @@ from paredown.bundle._format import (
     REPORT,
     SERVING,
     TOKENIZER,
+    TOKENS,
     WEIGHTS,
     digest_of,
     file_names,
@@ -37,7 +38,7 @@ from paredown.bundle._format import (
 from paredown.bundle._load import Bundle, build_shell
 from paredown.errors import BadData, FingerprintMismatch, ParedownError
 from paredown.models import CAUSAL_LM, LoadedModel, save_tokenizer
-from paredown.types import Anatomy, Plan, canonical_json
+from paredown.types import Anatomy, Plan, TokenPolicy, canonical_json
 
 
 def save(
@@ -51,12 +52,15 @@ def save(
     precision: str = "fp32",
     accepted: bool,
     folds: Sequence[str] = (),
+    tokens: TokenPolicy | None = None,
+    token_tensors: Mapping[str, Tensor] | None = None,
     files: Mapping[str, Path] | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """The bundle of the cut `model`, written at `folder`, where it appears whole or not at all.
 
-    `loaded` is the dense model that `anatomy` describes and `plan` cuts; `files` maps names inside the bundle
+    `loaded` is the dense model that `anatomy` describes and `plan` cuts; `tokens` the policy by which it drops tokens
+    while it runs, with the tensors that it has learnt; `files` maps names inside the bundle
     ("model.onnx", "report.html") to files that are moved in once all is written. A bundle that lies at `folder` is
     replaced after the new one is whole; until then it is untouched. Raises `FingerprintMismatch` when the model's
     tensors are not what the plan leaves, `BadData` when the folder is taken, `ParedownError` when it cannot be written.
@@ -65,7 +69,7 @@ def save(
     check_free(place)
     config = {key: value for key, value in loaded.config.to_dict().items() if key != "_name_or_path"}
     manifest: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT if tokens is not None else 1,
         "paredown": __version__,
         "task": loaded.task,
         "family": anatomy.family,
@@ -82,6 +86,8 @@ def save(
         "accepted": accepted,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if tokens is not None:
+        manifest["tokens"] = json.loads(tokens.to_json())
     if loaded.task == CAUSAL_LM:
         manifest["generation"] = cast(Any, loaded.model).generation_config.to_diff_dict()
     manifest = json.loads(canonical_json(manifest))  # as it will be read: the config's integer keys become text
@@ -96,6 +102,8 @@ def save(
         for name, source in moved.items():
             _take(Path(source), part / name)
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
+        if token_tensors:
+            save_file({name: tensor.contiguous() for name, tensor in token_tensors.items()}, part / TOKENS)
         longest = None if loaded.task == CAUSAL_LM else loaded.max_length
         save_tokenizer(loaded.tokenizer, part / TOKENIZER, max_length=longest)
         (part / PLAN).write_text(plan.to_json(), encoding="utf-8")
@@ -154,7 +162,7 @@ def _serving_file(target: str, precision: str, files: Mapping[str, Path]) -> str
         raise ParedownError(f"no file serves {precision} on {target}; choose {', '.join(map(' '.join, SERVING))}")
     file = SERVING[target, precision]
     for name in files:
-        if not is_inside(name) or name in (MANIFEST, PLAN, WEIGHTS, REPORT) or name.startswith(f"{TOKENIZER}/"):
+        if not is_inside(name) or name in (MANIFEST, PLAN, WEIGHTS, REPORT, TOKENS) or name.startswith(f"{TOKENIZER}/"):
             raise ParedownError(f"{name!r} cannot be the name of a file that is moved into a bundle")
     needed = [file] if file != WEIGHTS else []
     if "openvino/model.xml" in (*files, *needed):

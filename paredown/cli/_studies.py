@@ -68,15 +68,15 @@ def score(
     json: options.Json = False,
 ) -> int:
     """Show how much each head, neuron or layer of MODEL matters by one criterion, as a heat map."""
-    _folder(out)
-    asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
+    made_folder(out)
+    what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
 
         facts = pipeline.score_model(
-            pipeline.StudySettings(**asked), criterion=criterion.replace("-", "_"), progress=progress
+            pipeline.StudySettings(**what), criterion=criterion.replace("-", "_"), progress=progress
         )
-    return _finished(facts, "score", out, json)
+    return finished(facts, "score", out, json)
 
 
 def sensitivity(
@@ -106,20 +106,20 @@ def sensitivity(
     json: options.Json = False,
 ) -> int:
     """Show what each layer of MODEL alone can lose: curves, heat maps, and the layers in order."""
-    _folder(out)
-    asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
+    made_folder(out)
+    what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
 
         facts = pipeline.sensitivity(
-            pipeline.StudySettings(**asked),
-            units=_names(units),
-            fractions=_shares(fractions),
+            pipeline.StudySettings(**what),
+            units=names(units),
+            fractions=shares(fractions),
             criterion=criterion and criterion.replace("-", "_"),
             recover=recover,
             progress=progress,
         )
-    return _finished(facts, "sensitivity", out, json)
+    return finished(facts, "sensitivity", out, json)
 
 
 def compare(
@@ -150,25 +150,25 @@ def compare(
     json: options.Json = False,
 ) -> int:
     """Compare criteria on MODEL: the quality left by each, at each share, with intervals over texts and seeds."""
-    _folder(out)
-    asked = _asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
+    made_folder(out)
+    what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
 
         facts = pipeline.compare(
-            pipeline.StudySettings(**asked),
-            criteria=_names(criteria),
-            units=_names(units),
-            fractions=_shares(fractions),
+            pipeline.StudySettings(**what),
+            criteria=names(criteria),
+            units=names(units),
+            fractions=shares(fractions),
             recover=recover,
             ranking=ranking,
             seeds=seeds,
             progress=progress,
         )
-    return _finished(facts, "compare", out, json)
+    return finished(facts, "compare", out, json)
 
 
-def _asked(
+def asked(
     model: str,
     data: str,
     eval: str | None,
@@ -192,14 +192,14 @@ def _asked(
     }
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
     return [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
 
 
-def _shares(text: str) -> list[float]:
+def shares(text: str) -> list[float]:
     """The shares that ".1,.3" or "10%,30%" mean."""
     found = []
-    for said in _names(text):
+    for said in names(text):
         try:
             found.append(float(said.removesuffix("%")) / (100 if said.endswith("%") else 1))
         except ValueError:
@@ -207,7 +207,7 @@ def _shares(text: str) -> list[float]:
     return found
 
 
-def _folder(out: str | None) -> None:
+def made_folder(out: str | None) -> None:
     """Makes the folder of --out before the long work: what cannot be written is told at once."""
     if out is not None:
         try:
@@ -216,16 +216,17 @@ def _folder(out: str | None) -> None:
             raise ParedownError(f"{out} cannot be made a folder for the results: {error.strerror}") from error
 
 
-def _finished(facts: Mapping[str, Any], verb: str, out: str | None, as_json: bool) -> int:
+def finished(facts: Mapping[str, Any], verb: str, out: str | None, as_json: bool) -> int:
     """Prints the study; with a folder, leaves a page and JSON lines there: what was studied first, then each row."""
     from paredown.files import replacing
     from paredown.report import study
 
     if out is not None:
         folder = Path(out)
-        about = {key: value for key, value in facts.items() if key != "rows"}
+        rows = next((name for name in ("rows", "candidates") if name in facts), "rows")
+        about = {key: value for key, value in facts.items() if key != rows}
         with replacing(folder / f"{verb}.jsonl") as beside:
-            beside.write_text("".join(f"{_json.dumps(line)}\n" for line in (about, *facts.get("rows", ()))))
+            beside.write_text("".join(f"{_json.dumps(line)}\n" for line in (about, *facts.get(rows, ()))))
         study.write(facts, folder / f"{verb}.html")
     code = _output.finished(facts, study.terminal(facts), as_json=as_json)
     if out is not None and not as_json:

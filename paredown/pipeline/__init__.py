@@ -8,6 +8,7 @@ from paredown.bundle import Bundle
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
 from paredown.pipeline._study import StudySettings, compare, score_model, sensitivity
+from paredown.pipeline._tokens import TokenSettings, sweep
 from paredown.pipeline._validate import bench, validate
 
 __all__ = [
@@ -15,12 +16,14 @@ __all__ = [
     "Settings",
     "Silent",
     "StudySettings",
+    "TokenSettings",
     "bench",
     "compare",
     "prune",
     "run",
     "score_model",
     "sensitivity",
+    "sweep",
     "validate",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from paredown.encoder import Encoder
 from paredown.network import network
 from paredown.pipeline import _loaders
 from paredown.pipeline._memory import give_back_what_is_freed
-from paredown.pipeline._prepare import Prepared, describe_loaded, outputs_of
+from paredown.pipeline._policies import FITTED_TOKENS, described
+from paredown.pipeline._prepare import Prepared, calibration_batches, describe_loaded, outputs_of
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
@@ -25,7 +27,8 @@ from paredown.surgery import parameters
 from paredown.targets import export_stock
 from paredown.targets import onnxruntime as ort
 from paredown.tasks import Tokens, fit_tfidf, run_batches
-from paredown.types import Array, Plan
+from paredown.tokens import Packed, fit
+from paredown.types import Array, Plan, TokenPolicy
 from paredown.validation.timing import Alternative
 
 BASELINE = "dense"  # the kind of the fp32 alternatives that speed-ups are measured against
@@ -35,7 +38,8 @@ BASELINE = "dense"  # the kind of the fp32 alternatives that speed-ups are measu
 class Candidate:
     """One possible answer. `eligible` ones run on the target asked for and are not merely a baseline or a control.
 
-    `kind`: dense, folded, dense-int8, pruned, pruned-int8, layer-drop, layer-drop-int8, tfidf.
+    `kind`: dense, folded, dense-int8, pruned, pruned-int8, layer-drop, layer-drop-int8, tokens, tokens-int8, tfidf.
+    `packed` is the model with its token policy, where it drops tokens while it runs.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Candidate:
     parameters: int | None = None
     eligible: bool = False
     note: str = ""
+    packed: Packed | None = None
     predictor: Any = field(default=None, compare=False)  # a control that takes texts, not tokens
 
     def outputs(self, prepared: Prepared, tokens: Tokens, texts: Sequence[str], threads: int | None) -> Array:
@@ -56,7 +61,7 @@ class Candidate:
         if self.predictor is not None:
             return np.asarray(self.predictor.predict_logits(texts))
         if self.alternative is None or self.target == "torch":
-            return outputs_of(network(self.model, prepared.anatomy.layout), tokens)
+            return outputs_of(self.packed or network(self.model, prepared.anatomy.layout), tokens)
         runner = registry.find("targets", self.target).load(Path(self.alternative.path), threads=threads or cores())
         name = prepared.network.output_name
         try:
@@ -130,20 +135,52 @@ def student_candidates(
     progress.stage(f"Exporting {student.name}")
     encoder = Encoder(student.model, prepared.anatomy.layout)
     onnx = work.file(f"{stem}.onnx", lambda path: ort.export(encoder, path, like=work.path("dense.onnx")))
-    quantized = work.file(f"{stem}-int8.onnx", lambda path: int8.quantize(onnx, path))
-    plain = replace(plain, file=onnx)
-    small = Candidate(
-        f"{student.name} int8",
-        f"{student.kind}-int8",
-        "onnxruntime",
-        "int8",
-        Alternative(f"{student.name} int8", _loaders.ONNX, str(quantized)),
+    plain = _on_target(replace(plain, file=onnx), settings, prepared.loaded, weights)
+    return [plain, _in_int8(plain, settings, work)]
+
+
+def token_candidates(
+    base: Candidate, policies: Sequence[TokenPolicy], prepared: Prepared, settings: Settings, work: Work
+) -> list[Candidate]:
+    """A model that drops tokens while it runs, by each policy: on the target in fp32, and as ONNX Runtime int8."""
+    encoder = Encoder(base.model, prepared.anatomy.layout)
+    batches = calibration_batches(prepared.calibration, most_tokens=FITTED_TOKENS)
+    found = []
+    for policy in policies:
+        name = f"{base.name}, tokens {described(policy)}"
+        stem = re.sub("[^a-z0-9.]+", "-", name.lower())
+        tensors = work.tensors(
+            f"{stem}-tokens", lambda policy=policy: fit(encoder, policy, batches, seed=settings.seed)
+        )
+        packed = Packed(encoder, policy, tensors)
+        onnx = work.file(f"{stem}.onnx", lambda path, packed=packed: ort.export(packed, path))
+        one = replace(base, name=name, kind="tokens", file=onnx, eligible=True, packed=packed)
+        weights = dict(base.alternative.options).get("weights") if base.alternative is not None else None
+        one = _on_target(one, settings, prepared.loaded, weights and Path(weights))
+        if settings.target == "torch" and one.alternative is not None:
+            more = {"policy": policy.to_json(), "tensors": str(work.path(f"{stem}-tokens.safetensors"))}
+            one = replace(one, alternative=replace(one.alternative, options={**one.alternative.options, **more}))
+        found += [one, _in_int8(one, settings, work)]
+    return found
+
+
+def _in_int8(plain: Candidate, settings: Settings, work: Work) -> Candidate:
+    """The same as ONNX Runtime int8."""
+    onnx = plain.file
+    assert onnx is not None
+    quantized = work.file(f"{onnx.stem}-int8.onnx", lambda path: int8.quantize(onnx, path))
+    name = f"{plain.name} int8"
+    return replace(
+        plain,
+        name=name,
+        kind=f"{plain.kind}-int8",
+        target="onnxruntime",
+        precision="int8",
+        alternative=Alternative(name, _loaders.ONNX, str(quantized)),
         file=quantized,
         eligible=not _not_int8(settings),
-        note="; ".join(filter(None, (_not_int8(settings), student.note))),
-        **about,
+        note="; ".join(filter(None, (_not_int8(settings), plain.note))),
     )
-    return [_on_target(plain, settings, prepared.loaded, weights), small]
 
 
 def control(prepared: Prepared, settings: Settings, progress: Progress) -> list[Candidate]:

@@ -26,19 +26,32 @@ def stock_torch(path: str, *, threads: int, task: str | None = None) -> Runner:
     return stock_runner(network(model, describe_loaded(loaded, model).layout), threads=threads)
 
 
-def cut_torch(path: str, *, threads: int, plan: str, task: str | None = None, weights: str | None = None) -> Runner:
-    """The dense model at `path`, folded and cut by a plan (as JSON), on torch; with other weights if given.
+def cut_torch(
+    path: str,
+    *,
+    threads: int,
+    plan: str,
+    task: str | None = None,
+    weights: str | None = None,
+    policy: str | None = None,
+    tensors: str | None = None,
+) -> Runner:
+    """The dense model at `path`, folded and cut by a plan (as JSON), on torch; with other weights if given, and with
+    tokens dropped by a policy (as JSON) and its tensors.
 
     A language model runs as transformers runs it.
     """
     from safetensors.torch import load_file
 
+    from paredown.encoder import Encoder
     from paredown.models import CAUSAL_LM, load_model
     from paredown.network import network
     from paredown.pipeline._prepare import describe_loaded
     from paredown.surgery import cut, fold
     from paredown.targets import stock_runner
     from paredown.targets.torch import load_encoder
+    from paredown.tokens import Packed
+    from paredown.types import TokenPolicy
 
     loaded = load_model(path, task=task)
     model, _ = fold(loaded.model, describe_loaded(loaded, loaded.model))
@@ -48,7 +61,10 @@ def cut_torch(path: str, *, threads: int, plan: str, task: str | None = None, we
         load_state(small, load_file(weights))
     if loaded.task == CAUSAL_LM:
         return stock_runner(network(small, anatomy.layout), threads=threads)
-    return load_encoder(network(small, anatomy.layout), threads=threads)
+    if policy is None:
+        return load_encoder(network(small, anatomy.layout), threads=threads)
+    learnt = load_file(tensors) if tensors is not None else {}
+    return load_encoder(Packed(Encoder(small, anatomy.layout), TokenPolicy.from_json(policy), learnt), threads=threads)
 
 
 def state_of(model: Any) -> dict[str, Any]:

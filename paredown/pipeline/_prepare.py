@@ -17,12 +17,24 @@ from paredown.calibration import tensors
 from paredown.decoder import Decoder
 from paredown.encoder import Encoder
 from paredown.errors import BadData, UnsupportedModel
-from paredown.models import CAUSAL_LM, LoadedModel, load_model
-from paredown.network import Network, network
+from paredown.models import CAUSAL_LM, EMBEDDING, LoadedModel, load_model
+from paredown.network import Forward, Network, network
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._settings import Settings
 from paredown.surgery import fold
-from paredown.tasks import Splits, Task, TextData, Tokens, length_sorted_batches, run_batches, split, tokenize
+from paredown.tasks import (
+    LinearProbe,
+    Splits,
+    Task,
+    TextData,
+    Tokens,
+    label_table,
+    length_sorted_batches,
+    run_batches,
+    split,
+    text_classification,
+    tokenize,
+)
 from paredown.tasks.causal_lm import likelihoods, windows
 from paredown.types import Anatomy, Array, canonical_json
 from paredown.validation.machine import card
@@ -38,6 +50,7 @@ MOST_BYTES = 2**31 - 2**26  # of fp32 weights: an ONNX file holds less than 2 Gi
 EVALUATED_TOKENS = 200_000  # of a split: long texts are judged on fewer of them, or judging would take hours
 EVALUATED_TEXTS = 400  # at least,
 EVALUATED_PASSAGES = 16  # or so many passages of a language model's text, each of hundreds of tokens
+PROBED_TEXTS = 1000  # at least, where an embedder has to serve a linear classifier: 77 classes need some each
 LONGEST_CONTEXT = 2048  # tokens of a language model's windows unless --max-length allows more
 CALIBRATION_WINDOW = 512  # tokens of a window that scores and recovers: four of them are a batch
 
@@ -75,8 +88,11 @@ class Prepared:
         return bool(self.loaded.labels)
 
 
-def prepare(settings: Settings) -> Prepared:
-    """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun."""
+def prepare(settings: Settings, *, probed: bool = False) -> Prepared:
+    """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun.
+
+    `probed`: where an embedder's data has labels, its task is to serve a linear classifier (`tasks.LinearProbe`).
+    """
     loaded = load_model(settings.model, task=settings.task)
     generates = loaded.task == CAUSAL_LM
     longest = settings.max_length or (LONGEST_CONTEXT if generates else loaded.max_length)
@@ -84,12 +100,13 @@ def prepare(settings: Settings) -> Prepared:
     if not generates:
         _check_size(loaded)
     task = task_of(loaded.task)
-    data = load_data(settings.data, loaded, settings, evaluation=settings.eval is None)
-    evaluation = load_data(settings.eval, loaded, settings, evaluation=True) if settings.eval else None
+    names = _labels_of(settings) if probed and loaded.task == EMBEDDING else {}
+    data = load_data(settings.data, loaded, settings, evaluation=settings.eval is None, labels=names)
+    evaluation = load_data(settings.eval, loaded, settings, evaluation=True, labels=names) if settings.eval else None
     splits = split(data, evaluation, seed=settings.seed)
     folded, folds = fold(loaded.model, describe_loaded(loaded, loaded.model))
     anatomy = describe_loaded(loaded, folded)
-    names = network(folded, anatomy.layout).input_names
+    inputs = network(folded, anatomy.layout).input_names
     tokens, parts, notes = {}, {}, list(splits.notes)
     for name in ("calibration", "guardrail", "test"):
         part: TextData = getattr(splits, name)
@@ -98,7 +115,7 @@ def prepare(settings: Settings) -> Prepared:
             length = min(loaded.max_length, CALIBRATION_WINDOW) if learnt else loaded.max_length
             tokens[name] = windows(loaded.tokenizer, texts, max_length=length, stride=length if learnt else None)
         else:
-            tokens[name] = tokenize(loaded.tokenizer, texts, max_length=loaded.max_length, input_names=names)
+            tokens[name] = tokenize(loaded.tokenizer, texts, max_length=loaded.max_length, input_names=inputs)
         parts[name] = part
         owner = tokens[name].owner
         owner = np.arange(len(tokens[name])) % len(part) if owner is None else owner  # partners come after the texts
@@ -113,7 +130,24 @@ def prepare(settings: Settings) -> Prepared:
         notes.append(f"{cut_off} texts are longer than {loaded.max_length} tokens and were truncated.")
     splits = replace(splits, guardrail=parts["guardrail"], test=parts["test"])
     notes += filter(None, [too_few(settings, task, splits.guardrail)])
-    return Prepared(loaded, folded, anatomy, folds, task, splits, **tokens, notes=tuple(notes))
+    prepared = Prepared(loaded, folded, anatomy, folds, task, splits, **tokens, notes=tuple(notes))
+    return _probing(prepared) if names else prepared
+
+
+def _labels_of(settings: Settings) -> dict[str, int]:
+    """Class indices of the labels in the data, where it has any."""
+    columns = {"text_column": settings.text_column, "label_column": settings.label_column}
+    files = [path for path in (settings.data, settings.eval) if path]
+    return label_table([name for path in files for name in text_classification.label_names(path, **columns)])
+
+
+def _probing(prepared: Prepared) -> Prepared:
+    """With the task of serving a linear classifier, fitted to the dense embeddings of calibration texts."""
+    labels = prepared.splits.calibration.labels
+    assert labels is not None
+    count = _affordable(prepared.calibration, np.arange(len(prepared.calibration)), PROBED_TEXTS)
+    embeddings = outputs_of(prepared.network, prepared.calibration.take(np.arange(count)))
+    return replace(prepared, task=cast(Task, LinearProbe(embeddings, labels[:count])))
 
 
 def _check_size(loaded: LoadedModel) -> None:
@@ -168,18 +202,23 @@ def task_of(name: str) -> Task:
     return cast(Task, registry.find("tasks", name))
 
 
-def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool) -> TextData:
-    """The texts of one file, with labels or scores where the task has them. `evaluation` data must have labels."""
+def load_data(
+    path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool, labels: Mapping[str, int] | None = None
+) -> TextData:
+    """The texts of one file, with labels or scores where the task has them. `evaluation` data must have labels.
+
+    `labels` are those of an embedder's data, by their class indices, where they are to be read.
+    """
     module: Any = registry.find("tasks", loaded.task)
     if loaded.task == CAUSAL_LM:
         data: TextData = module.load(path, text_column=settings.text_column)
-    elif loaded.labels is not None:
-        data = module.load(
+    elif loaded.labels is not None or labels:
+        data = text_classification.load(
             path,
             text_column=settings.text_column,
             label_column=settings.label_column,
-            labels=loaded.labels,
-            require_labels=evaluation,
+            labels=labels or loaded.labels,
+            require_labels=evaluation or bool(labels),
         )
     else:
         data = module.load(
@@ -225,7 +264,7 @@ def calibration_batches(tokens: Tokens, *, most_tokens: int, most_texts: int = 4
     return [chosen[i][1] for i in shuffled]
 
 
-def outputs_of(model: Network, tokens: Tokens) -> Array:
+def outputs_of(model: Forward, tokens: Tokens) -> Array:
     """What the model gives for every text [N, ...], in order, in full precision."""
     with torch.inference_mode():
         if isinstance(model, Decoder):

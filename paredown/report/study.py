@@ -18,6 +18,8 @@ from rich.text import Text
 from paredown.files import replacing
 from paredown.report import _heat as heat
 from paredown.report import words
+from paredown.report._pareto import pareto
+from paredown.report.terminal import ratio, summary
 
 Facts = Mapping[str, Any]
 
@@ -71,6 +73,9 @@ def terminal(facts: Facts) -> RenderableType:
             shaded = "".join(SHADES[0] if v is None else SHADES[min(4, int(v * 4.999))] * 2 for v in row)
             parts.append(Text(f"{label:>6} {shaded}"))
         parts.append(Text(f"       {says}", style="dim"))
+    if "candidates" in facts:
+        parts += [Text(""), summary(facts)]
+        return Group(*parts)
     head, cells = table_of(facts)
     for unit in dict.fromkeys(row[0] for row in cells):  # a table each, that a terminal is wide enough for
         own = [line for line in cells if line[0] == unit]
@@ -89,6 +94,8 @@ def terminal(facts: Facts) -> RenderableType:
 
 def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Heading and cells: by criterion and fraction of a comparison, by layer of a sensitivity study; else nothing."""
+    if "candidates" in facts:
+        return _policies(facts)
     rows = words.mappings(facts.get("rows"))
     metric = facts.get("quality_metric")
     key = "criterion" if any("criterion" in row for row in rows) else "layer"
@@ -105,6 +112,27 @@ def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
     counted = words.drop_unit(metric) or words.metric_name(metric)
     head = ["unit", key, *(f"{counted} lost at {fraction:.0%}" for fraction in fractions)]
     cells = [[*name, *(_cell(metric, found[name].get(fraction)) for fraction in fractions)] for name in order]
+    return head, cells
+
+
+def _policies(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    metric = facts.get("quality_metric")
+    head = ["policy", "texts/s", "speed-up [95 %]", words.metric_name(metric), "lost [95 %]", "bound", "outcome"]
+    cells = []
+    for row in words.mappings(facts.get("candidates")):
+        drop = row.get("drop")
+        lost = f"{words.drop(metric, words.mapping(drop).get('value'))} [{words.drop_interval(metric, drop)}]"
+        cells.append(
+            [
+                str(row.get("name")),
+                words.figure(row.get("texts_per_second")),
+                ratio(row.get("speedup")),
+                words.quality(metric, row.get("quality")) if drop else "",
+                lost if drop else "",
+                words.drop(metric, row.get("bound")) if drop else "",
+                words.reason(facts, row),
+            ]
+        )
     return head, cells
 
 
@@ -129,6 +157,9 @@ def _in_order(facts: Facts) -> str:
 
 
 def _sections(facts: Facts) -> tuple[str, list[tuple[str, str, str]]]:
+    if "candidates" in facts:
+        said = "Up and to the right is better; the line is the gate."
+        return "Tokens left out", [("Quality against speed", said, pareto(facts, 760.0))]
     if "values" in facts:
         title = f"Importance by {facts['criterion']}"
     elif any("criterion" in row for row in words.mappings(facts.get("rows"))):

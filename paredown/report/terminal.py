@@ -45,7 +45,7 @@ def bench_table(
         ("texts/s", "texts_per_second", lambda row: words.figure(row.get("texts_per_second"))),
         ("p50 ms", "latency_ms_p50", lambda row: words.figure(row.get("latency_ms_p50"))),
         ("p90 ms", "latency_ms_p90", lambda row: words.figure(row.get("latency_ms_p90"))),
-        ("speed-up [95 %]", "speedup", lambda row: _ratio(row.get("speedup"))),
+        ("speed-up [95 %]", "speedup", lambda row: ratio(row.get("speedup"))),
         (words.metric_name(metric), "quality", lambda row: words.quality(metric, row.get("quality"))),
         ("parameters", "parameters", lambda row: words.parameters(row.get("parameters"))),
     )
@@ -91,7 +91,7 @@ def _figures(result: Mapping[str, Any]) -> list[str]:
     found = []
     if words.finite(speed.get("value")) is not None:
         against = f" the texts per second of {result['speedup_against']}" if result.get("speedup_against") else ""
-        found.append(f"{_ratio(speed)}{against}")
+        found.append(f"{ratio(speed)}{against}")
     if words.finite(result.get("quality_pruned")) is not None:
         said = f"{words.metric_name(metric)} {words.quality(metric, result.get('quality_dense'))} → "
         said += words.quality(metric, result["quality_pruned"])
@@ -109,7 +109,7 @@ def _figures(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _ratio(interval: object) -> str:
+def ratio(interval: object) -> str:
     """ "4.10× [4.00 to 4.20]"."""
     ends = words.interval(interval, words.figure)
     return words.times(words.mapping(interval).get("value")) + (f" [{ends}]" if ends else "")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from paredown.types import Array, Limits, Runner
 
 if TYPE_CHECKING:
-    from paredown.network import Network
+    from paredown.network import Forward
 
 LIMITS = Limits(multiple_of=16)  # one AVX-512 register of floats; the same as for ONNX Runtime, so that plans fit all
 
 
 class _TorchRunner:
-    def __init__(self, encoder: Network):
-        self._encoder: Network | None = encoder
+    def __init__(self, encoder: Forward):
+        self._encoder: Forward | None = encoder
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import torch
@@ -31,7 +31,7 @@ class _TorchRunner:
         self._encoder = None
 
 
-def load_encoder(encoder: Network, *, threads: int) -> Runner:
+def load_encoder(encoder: Forward, *, threads: int) -> Runner:
     """A runner of `encoder` in inference mode. Sets torch's number of threads for the whole process.
 
     The encoder is not copied: bring it into evaluation mode first, and leave it alone while it runs.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from paredown.tasks._augment import augment
+from paredown.tasks._linear_probe import LinearProbe, label_table
 from paredown.tasks._table import TEXT_COLUMNS, Table, read_table
 from paredown.tasks._text import (
     Splits,
@@ -27,6 +28,7 @@ from paredown.types import Array
 
 __all__ = [
     "TEXT_COLUMNS",
+    "LinearProbe",
     "Splits",
     "Table",
     "Task",
@@ -35,6 +37,7 @@ __all__ = [
     "Tokens",
     "augment",
     "fit_tfidf",
+    "label_table",
     "length_sorted_batches",
     "pad",
     "read_table",

@@ -66,6 +66,13 @@ def load(
     return TextData(tuple(texts[row] for row in rows), ids, notes=notes)
 
 
+def label_names(path: str | Path, *, text_column: str | None = None, label_column: str | None = None) -> list[str]:
+    """The labels of a file as it spells them, one per row; empty where no column of labels is found."""
+    table = read_table(path, wanted=(text_column, label_column))
+    label_column = label_column or table.first_of([name for name in LABEL_COLUMNS if name != text_column])
+    return [] if label_column is None else [name for name in table.column(label_column) if name.strip()]
+
+
 def _class_indices(
     table: Table, rows: Sequence[int], names: Sequence[str], known: Mapping[str, int]
 ) -> tuple[Array, tuple[str, ...]]:

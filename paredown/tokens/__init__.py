@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from paredown.encoder import Encoder
+from paredown.tokens._fit import fit
 from paredown.tokens._packed import Packed
 from paredown.tokens._seen import Seen, count
 from paredown.types import TokenPolicy
 
-__all__ = ["Packed", "Seen", "applied", "count"]
+__all__ = ["Packed", "Seen", "applied", "count", "fit"]
 
 
 def applied(encoder: Encoder, policy: TokenPolicy, tensors: Mapping[str, Tensor] | None = None) -> Encoder | Packed:

@@ -10,7 +10,7 @@ Legend: B texts, N tokens of all texts, G texts of one length, n tokens of each,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType
 
@@ -33,14 +33,21 @@ class Packed(nn.Module):
     """`encoder` run without padding, with tokens left out by `policy`; called as an `Encoder` is, it gives the same.
 
     `tensors` are those of the policy: `gate.<after>` [D] of the learned scorer, and of the linear exit
-    `exit.<after>.weight` [D, D] and `exit.<after>.bias` [D]. Borrows the encoder's modules. Raises UnsupportedModel
-    where the policy does not fit the model.
+    `exit.<after>.weight` [D, D] and `exit.<after>.bias` [D]. `observer` is shown every stage: the texts before it, and
+    which tokens stay (bool [G, n] per group). Borrows the encoder's modules. Raises UnsupportedModel where the policy
+    does not fit the model.
     """
 
     def __init__(
-        self, encoder: Encoder, policy: TokenPolicy | None = None, tensors: Mapping[str, Tensor] | None = None
+        self,
+        encoder: Encoder,
+        policy: TokenPolicy | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        observer: Callable[[TokenStage, Texts, list[Tensor]], None] | None = None,
     ):
         super().__init__()
+        self._observer = observer
         self.encoder = encoder
         self.policy = policy or TokenPolicy("norm")
         self.tensors = dict(tensors or {})
@@ -168,9 +175,8 @@ class Packed(nn.Module):
     def _shortened(self, texts: Texts, evidence: list[Tensor], stage: TokenStage) -> Texts:
         """The texts without the tokens that go here."""
         if self.policy.action == "merge":
-            texts, keep = self._merged(texts, evidence, stage)
-            return texts.kept(keep)
-        keep = []
+            return self._merged(texts, evidence, stage)
+        keep: list[Tensor] = []
         for number, (group, tokens, _) in enumerate(texts.spans()):
             special = grouped(texts.special[tokens], group)
             if group.exempt:
@@ -178,6 +184,8 @@ class Packed(nn.Module):
                 continue
             scores = evidence[number] if self._reads_attention else self._scored(texts, group, tokens, stage)
             keep.append(staying(scores, special, self.policy, stage))
+        if self._observer is not None:
+            self._observer(stage, texts, keep)
         if self.policy.exit:
             texts = replace(texts, gone=self._gone(texts, keep, stage))
         return texts.kept(keep)
@@ -189,7 +197,7 @@ class Packed(nn.Module):
         found: Tensor = self.scorer.score(replace(about, stream=grouped(texts.x[tokens], group), gate=gate))
         return found
 
-    def _merged(self, texts: Texts, keys: list[Tensor], stage: TokenStage) -> tuple[Texts, list[Tensor]]:
+    def _merged(self, texts: Texts, keys: list[Tensor], stage: TokenStage) -> Texts:
         assert texts.sizes is not None
         x, sizes, keep = texts.x.clone(), texts.sizes.clone(), []
         for number, (group, tokens, _) in enumerate(texts.spans()):
@@ -202,7 +210,7 @@ class Packed(nn.Module):
             stream, size, left = merged(stream, keys[number], size, special, stay)
             x[tokens], sizes[tokens] = stream.flatten(0, 1), size.flatten()
             keep.append(left)
-        return replace(texts, x=x, sizes=sizes), keep
+        return replace(texts, x=x, sizes=sizes).kept(keep)
 
     def _gone(self, texts: Texts, keep: list[Tensor], stage: TokenStage) -> Tensor:
         """[B, D]: what dropped tokens add to the sum over a text's tokens, by the linear exit of this stage."""

@@ -57,6 +57,11 @@ class Texts:
         ]
         return torch.cat(starts)
 
+    def owners(self) -> Tensor:
+        """[N]: the row of the batch that each token came from."""
+        found = [self.rows[texts].repeat_interleave(group.tokens) for group, _, texts in self.spans()]
+        return torch.cat(found)
+
     def kept(self, keep: Sequence[Tensor]) -> Texts:
         """Without the tokens that `keep` does not name: a bool [G, n] for each group."""
         groups: list[Group] = []

@@ -26,6 +26,7 @@ def check(
     vocabulary: int,
     tolerance: float = 1e-4,
     longest: int = 64,
+    strays: float = 0.0,
     seed: int = 0,
 ) -> float:
     """The largest absolute difference between the two outputs over ragged random batches of 1, 7 and 64 texts.
@@ -33,9 +34,12 @@ def check(
     Each size comes short (up to 15 tokens), long (up to 64) and with all texts of 2 tokens; none is longer
     than `longest`, what the model takes. Raises ParityFailure,
     naming the batch, when a difference is above `tolerance`, is not a number, or the shapes differ.
+
+    Where tokens are dropped, two that score alike but for rounding may change places: of all texts a share of `strays`
+    may then differ, and does not count.
     """
     random = np.random.default_rng(seed)
-    worst = 0.0
+    worst, texts, astray = 0.0, 0, 0
     for size in BATCHES:
         for kind, most in (*LONGEST.items(), ("shortest", SHORTEST)):
             inputs = _batch(random, size, min(most, longest), vocabulary)
@@ -44,10 +48,14 @@ def check(
             where = f"batch of {size} {kind} texts (up to {min(most, longest)} tokens)"
             if a.shape != b.shape:
                 raise ParityFailure(f"{where}: the outputs have shapes {a.shape} and {b.shape}")
-            difference = float(np.abs(a.astype(np.float64) - b).max())
-            if not difference <= tolerance:  # also for nan
-                raise ParityFailure(f"{where}: the outputs differ by {difference:.3g}, above {tolerance:.3g}")
-            worst = max(worst, difference)
+            differences = np.abs(a.astype(np.float64) - b).reshape(size, -1).max(1)
+            wrong = ~(differences <= tolerance)  # also nan
+            texts, astray = texts + size, astray + int(wrong.sum())
+            if wrong.any() and (not strays or not np.isfinite(differences).all()):
+                raise ParityFailure(f"{where}: the outputs differ by {differences.max():.3g}, above {tolerance:.3g}")
+            worst = max(worst, float(differences[~wrong].max(initial=0.0)))
+    if astray > strays * texts:
+        raise ParityFailure(f"{astray} of {texts} texts differ by more than {tolerance:.3g}")
     return worst
 
 

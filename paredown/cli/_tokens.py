@@ -1,0 +1,102 @@
+"""The subcommands of `paredown tokens`: which tokens to leave out while a model runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from paredown.cli import _options as options
+from paredown.cli._progress import shown
+from paredown.cli._studies import Data, Model, Out, asked, finished, made_folder, names, shares
+
+WHAT = "What to try"
+
+app = typer.Typer(
+    name="tokens",
+    help="Find which tokens of a text can be left out of the later layers, while the model runs.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Target = Annotated[
+    options.TargetName, typer.Option("--target", help="The runtime to be fast on.", rich_help_panel=options.TARGET)
+]
+Scorers = Annotated[
+    str,
+    typer.Option(
+        "--scorers",
+        metavar="A,B",
+        help="learned, norm, attention, cls_attention, key_norm, random, last.",
+        rich_help_panel=WHAT,
+    ),
+]
+
+
+@app.command()
+def sweep(
+    model: Model,
+    *,
+    data: Data,
+    eval: options.Eval = None,
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep",
+            metavar="A,B",
+            help="What the rule reads: by default the shares of tokens that stay.",
+            rich_help_panel=WHAT,
+        ),
+    ] = "0.5,0.6,0.7,0.8",
+    after: Annotated[
+        str,
+        typer.Option(
+            "--after", metavar="A,B", help="Shares (33%) or numbers of layers before that.", rich_help_panel=WHAT
+        ),
+    ] = "17%,33%,50%",
+    scorers: Scorers = "learned,norm",
+    rule: Annotated[
+        Literal["ratio", "quantile", "threshold"],
+        typer.Option("--rule", help="Share kept, quantile or score below which tokens go.", rich_help_panel=WHAT),
+    ] = "ratio",
+    action: Annotated[
+        Literal["drop", "merge"],
+        typer.Option("--action", help="Drop tokens, or merge them with the most similar.", rich_help_panel=WHAT),
+    ] = "drop",
+    least: Annotated[
+        int, typer.Option("--least", min=1, metavar="N", help="No text falls below that.", rich_help_panel=WHAT)
+    ] = 1,
+    exit: Annotated[
+        bool, typer.Option("--exit", help="Dropped tokens count in the mean, by a linear map.", rich_help_panel=WHAT)
+    ] = False,
+    max_drop: options.MaxDrop = None,
+    confidence: options.Confidence = 0.9,
+    target: Target = "torch",
+    max_length: options.MaxLength = None,
+    out: Out = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Try policies side by side: quality against speed, and the fastest that passes."""
+    made_folder(out)
+    what = asked(model, data, eval, text_column, label_column, False, max_length, threads, seed)
+    with shown() as progress:
+        from paredown import pipeline
+
+        tokens = pipeline.TokenSettings(
+            scorers=tuple(names(scorers)),
+            after=tuple(shares(after)),
+            keep=tuple(shares(keep)),
+            rule=rule,
+            action=action,
+            least=least,
+            exit=exit,
+            confidence=confidence,
+            target=target,
+            **({} if max_drop is None else {"max_drop": max_drop}),
+        )
+        facts = pipeline.sweep(pipeline.StudySettings(**what), tokens, out=out, progress=progress)
+    return finished(facts, "sweep", out, json)
