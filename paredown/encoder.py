@@ -202,9 +202,14 @@ class Encoder(nn.Module):
         """What is added to attention scores: [B, 1, 1, T], or [B, H, T, T] where the family has a position bias."""
         mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(torch.float32).min
         if self.layout.position_bias:
-            shared: Any = self.model.get_submodule(self.layout.position_bias)
-            mask = mask + shared.compute_position_bias(x).to(x.dtype)
+            mask = mask + self.position_bias(x)
         return mask
+
+    def position_bias(self, x: Tensor) -> Tensor:
+        """[H, T, T], of a family that has one, for streams of this shape."""
+        shared: Any = self.model.get_submodule(self.layout.position_bias)
+        found: Tensor = shared.compute_position_bias(x)[0].to(x.dtype)
+        return found
 
     def pool(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits [B, C], or embeddings [B, D], from the last layer's stream."""

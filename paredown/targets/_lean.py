@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 METADATA = "paredown.layers"  # key of the model's metadata under which `Shared` lies
 STREAM, MASK, OUTPUT, SPLIT_SHAPE = "layers.input", "layers.mask", "layers.output", "layers.split_shape"
+WEIGHTS, KEYS = "layers.{}.weights", "layers.{}.piece.1"  # of a layer, [B, H, T, T] and [B, H, T, K]
 _LAYER = tuple(f"layers.{digit}" for digit in range(10))  # how the names of layers' nodes and tensors begin
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu": ("Gelu", {}),
@@ -85,10 +86,11 @@ def shared(encoder: Encoder) -> Shared:
     return Shared(layout.head_dim, layout.width, layout.activation, first_row, biased, epsilons.pop())
 
 
-def tensors_of(layer: Layer, *, first_row: bool, position_bias: bool) -> dict[str, Array]:
+def tensors_of(layer: Layer, *, first_row: bool, position_bias: bool, key_bias: bool = False) -> dict[str, Array]:
     """The layer's tensors in export form, weights [out, in]. A missing name: not there, or a bias that is all zero.
 
     `query kv qkv` hold the projections one after the other, `bias_heads` the heads of the shared position bias.
+    `key_bias`: the keys are read by others than the softmax, so their bias counts.
     """
     tensors: dict[str, Array] = {}
     out_bias = _vector(layer.output)
@@ -100,7 +102,8 @@ def tensors_of(layer: Layer, *, first_row: bool, position_bias: bool) -> dict[st
             tensors |= {"query": query, "query_bias": query_bias, "kv": np.concatenate([key, value])}
         else:
             tensors["qkv"] = np.concatenate([query, key, value])
-            tensors["qkv_bias"] = np.concatenate([query_bias, np.zeros(2 * len(key))])
+            key_part = _vector(layer.key) if key_bias else np.zeros(len(key))
+            tensors["qkv_bias"] = np.concatenate([query_bias, key_part, np.zeros(len(key))])
         tensors["out"] = _matrix(layer.output)
         out_bias = out_bias + tensors["out"] @ _vector(layer.value)
         if position_bias and layer.bias_heads is not None:
@@ -131,17 +134,34 @@ def _vector(linear: Any) -> Array:
     return np.zeros(len(linear.weight)) if linear.bias is None else _numpy(linear.bias)
 
 
-def build(layers: Sequence[Mapping[str, Array]], common: Shared) -> tuple[list[Any], list[Any]]:
-    """ONNX nodes and initializers from the stream's matrix (STREAM, [B*T, D]) to OUTPUT.
+@dataclass(frozen=True)
+class Flow:
+    """Names of what a layer reads: the stream's matrix [B*T, D], the mask, and the int64 shape (B, T, -1, K)."""
 
-    They also read MASK and SPLIT_SHAPE, the int64 shape (B, T, -1, K). OUTPUT is [B*T, D], or [B, D] where only the
-    first row of the last layer is read. There must be a layer.
+    stream: str
+    mask: str
+    split_shape: str
+
+
+Between = Callable[["Writer", int, Flow], Flow]  # writes what comes behind a layer, given its number
+
+
+def build(
+    layers: Sequence[Mapping[str, Array]], common: Shared, between: Between | None = None
+) -> tuple[list[Any], list[Any]]:
+    """ONNX nodes and initializers from STREAM, MASK and SPLIT_SHAPE to OUTPUT.
+
+    OUTPUT is [B*T, D], or [B, D] where only the first row of the last layer is read. There must be a layer. `between`
+    is asked behind every layer but the last.
     """
-    writer = _Writer()
-    stream = STREAM
+    writer = Writer()
+    flow = Flow(STREAM, MASK, SPLIT_SHAPE)
     for i, tensors in enumerate(layers):
         last = i == len(layers) - 1
-        stream = _layer(writer, f"layers.{i}.", tensors, stream, common, first_row=last and common.first_row)
+        stream = _layer(writer, f"layers.{i}.", tensors, flow, common, first_row=last and common.first_row)
+        flow = replace(flow, stream=stream)
+        if between is not None and not last:
+            flow = between(writer, i, flow)
     writer.nodes[-1].output[0] = OUTPUT
     return writer.nodes, writer.initializers
 
@@ -158,7 +178,7 @@ def swap_layers(graph: Any, layers: Sequence[Mapping[str, Array]], common: Share
     graph.initializer.extend([*kept, *initializers])
 
 
-class _Writer:
+class Writer:
     """Collects nodes and tensors; every node has one output of its own name unless told otherwise."""
 
     def __init__(self) -> None:
@@ -180,7 +200,7 @@ class _Writer:
 
 
 def _layer(
-    writer: _Writer, prefix: str, tensors: Mapping[str, Array], stream: str, common: Shared, *, first_row: bool
+    writer: Writer, prefix: str, tensors: Mapping[str, Array], flow: Flow, common: Shared, *, first_row: bool
 ) -> str:
     for name, tensor in tensors.items():
         writer.tensor(prefix + name, tensor)
@@ -200,16 +220,16 @@ def _layer(
         inputs = [x, f"{prefix}{name}.weight", f"{prefix}{name}.bias"]
         return node("LayerNormalization", inputs, f"{name}.output", axis=-1, epsilon=common.epsilon)
 
-    rows = stream
+    rows = stream = flow.stream
     if first_row:
         width = writer.tensor(prefix + "stream_shape", np.array([common.width], np.int64))
-        size = node("Slice", [SPLIT_SHAPE, *_constants(writer, prefix, "sides", [0], [2])], "batch_and_length")
+        size = node("Slice", [flow.split_shape, *_constants(writer, prefix, "sides", [0], [2])], "batch_and_length")
         whole = node("Reshape", [stream, node("Concat", [size, width], "rows_shape", axis=0)], "rows")
         first = writer.tensor(prefix + "first", np.array(0, np.int64))
         rows = node("Gather", [whole, first], "first_row", axis=1)
     out = ""
     if "out" in tensors:
-        mask = MASK
+        mask = flow.mask
         if common.position_bias:
             if "bias_heads" in tensors:
                 mask = node("Gather", [mask, prefix + "bias_heads"], "own_mask", axis=1)
@@ -221,7 +241,7 @@ def _layer(
             projected, parts = linear(stream, "kv", "", "projected"), 2
         else:
             projected, parts = linear(stream, "qkv", "qkv_bias", "projected"), 3
-        split = node("Transpose", [node("Reshape", [projected, SPLIT_SHAPE], "split")], "heads", perm=[0, 2, 1, 3])
+        split = node("Transpose", [node("Reshape", [projected, flow.split_shape], "split")], "heads", perm=[0, 2, 1, 3])
         pieces = node("Split", [split], "piece", outputs=parts, axis=1, num_outputs=parts)
         query = query if first_row else f"{pieces}.0"
         key, value = f"{pieces}.{parts - 2}", f"{pieces}.{parts - 1}"
@@ -246,5 +266,5 @@ def _layer(
     return normed(added(x, fed, "down_bias", "fed_sum"), "ffn_norm")
 
 
-def _constants(writer: _Writer, prefix: str, name: str, *values: list[int]) -> list[str]:
+def _constants(writer: Writer, prefix: str, name: str, *values: list[int]) -> list[str]:
     return [writer.tensor(f"{prefix}{name}.{i}", np.array(v, np.int64)) for i, v in enumerate(values)]

@@ -12,6 +12,7 @@ import numpy as np
 from paredown.errors import MissingExtra, ParedownError
 from paredown.files import replacing
 from paredown.targets._lean import METADATA, Shared, swap_layers
+from paredown.targets._tokens import METADATA as TOKENS_METADATA
 from paredown.types import Array
 
 
@@ -28,6 +29,8 @@ def probe(path_in: Path, path_out: Path, widths: Sequence[tuple[int, int]]) -> P
         raise MissingExtra("onnx", "onnx") from error
     model = onnx.load(os.fspath(path_in))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if TOKENS_METADATA in metadata:
+        raise ParedownError(f"{path_in} drops tokens between its layers; make probes from the export without a policy")
     if METADATA not in metadata:
         raise ParedownError(f"{path_in} was not written by paredown's ONNX export, so its widths cannot be changed")
     common = Shared.from_json(metadata[METADATA])

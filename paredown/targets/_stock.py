@@ -40,7 +40,7 @@ def export_stock(encoder: Encoder, path: Path) -> Path:
         from torch import nn
     except ImportError as error:
         raise MissingExtra(error.name or "onnx", "onnx") from error
-    from paredown.targets.onnxruntime import quiet
+    from paredown.targets._trace import quiet
 
     class Stock(nn.Module):
         def __init__(self) -> None:

@@ -5,12 +5,8 @@ Legend: B batch, T tokens, D model width.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +16,12 @@ from paredown.errors import MissingExtra, ParedownError
 from paredown.files import replacing
 from paredown.targets import _lean
 from paredown.targets._probe import probe
+from paredown.targets._tokens import METADATA as TOKENS_METADATA
+from paredown.targets._tokens import Stages, TokenPruned
+from paredown.targets._trace import ROWS, TOKENS, prefix, quiet, trace
 from paredown.types import Array, Limits, Runner
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from paredown.encoder import Encoder
 
 __all__ = ["LIMITS", "export", "load", "probe", "quiet"]
@@ -35,23 +32,31 @@ LIMITS = Limits(multiple_of=16)
 OPSET = 20  # the first one with Gelu as an operator
 
 
-def export(encoder: Encoder, path: Path, *, opset: int | None = None, like: Path | None = None) -> Path:
+def export(encoder: Encoder | TokenPruned, path: Path, *, opset: int | None = None, like: Path | None = None) -> Path:
     """`path`, written: an ONNX file that computes `encoder`, with batch and length left open.
 
     Inputs are int64 [B, T] named as in `encoder.input_names`; the one float32 output is named `encoder.output_name`.
     Embeddings, pooling and head are traced with torch's exporter; the layers between them are written by `_lean`,
-    whatever widths they have. `like` is an earlier export of the same architecture: its trace is used again, which
-    saves seconds. Raises UnsupportedModel for layers that cannot be written, MissingExtra.
+    whatever widths they have, and the stages of a token policy by `_tokens`. `like` is an earlier export of the same
+    architecture: its trace is used again, which saves seconds; not where tokens go, in it or now. Raises
+    UnsupportedModel for layers that cannot be written and policies that merge tokens, MissingExtra.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise MissingExtra(error.name or "onnx", "onnx") from error
+    from paredown.encoder import Encoder
+
     if opset is not None and opset < OPSET:
         raise ParedownError(f"opset {opset} has no Gelu operator; use {OPSET} or newer, or leave it out")
-    model = _refilled(encoder, onnx.load(os.fspath(like))) if like is not None else None
-    model = model or _assemble(encoder, opset or OPSET)
+    stages, model = None, None
+    if not isinstance(encoder, Encoder):
+        stages = None if encoder.policy.is_identity else Stages(encoder, opset or OPSET)
+        encoder = encoder.encoder
+    if like is not None and stages is None:
+        model = _refilled(encoder, onnx.load(os.fspath(like)))
+    model = model or _assemble(encoder, opset or OPSET, stages)
     onnx.checker.check_model(model)
     with replacing(Path(path)) as beside:
         onnx.save(model, os.fspath(beside))
@@ -78,22 +83,27 @@ def _refilled(encoder: Encoder, model: Any) -> Any:
     return model
 
 
-def _layers_of(encoder: Encoder) -> tuple[_lean.Shared, list[dict[str, Array]]]:
+def _layers_of(encoder: Encoder, keys_read: Collection[int] = ()) -> tuple[_lean.Shared, list[dict[str, Array]]]:
     common = _lean.shared(encoder)
     last = len(encoder.layers) - 1
     return common, [
-        _lean.tensors_of(layer, first_row=common.first_row and i == last, position_bias=common.position_bias)
+        _lean.tensors_of(
+            layer,
+            first_row=common.first_row and i == last,
+            position_bias=common.position_bias,
+            key_bias=i in keys_read,
+        )
         for i, layer in enumerate(encoder.layers)
     ]
 
 
-def _assemble(encoder: Encoder, opset: int) -> Any:
-    """The whole graph: traced embeddings and mask, written layers, traced pooling and head."""
+def _assemble(encoder: Encoder, opset: int, stages: Stages | None = None) -> Any:
+    """The whole graph: traced embeddings and mask, written layers and stages, pooling, traced head."""
     from onnx import helper, numpy_helper
 
-    common, layers = _layers_of(encoder)
-    model, tail = _traced(encoder, common, opset)
-    nodes, initializers = _lean.build(layers, common)
+    common, layers = _layers_of(encoder, stages.keys_read if stages else ())
+    model, tail = _traced(encoder, common, opset, tokens=True) if stages else _traced(encoder, common, opset)
+    nodes, initializers = _lean.build(layers, common, stages.between if stages else None)
 
     def constant(name: str, *values: int) -> str:
         initializers.append(numpy_helper.from_array(np.array(values, np.int64), name))
@@ -114,6 +124,11 @@ def _assemble(encoder: Encoder, opset: int) -> Any:
     if common.first_row:
         axis = constant("glue.row_axis", 1)
         ends = [helper.make_node("Unsqueeze", [_lean.OUTPUT, axis], ["tail.stream"], name="glue.row")]
+    elif stages:
+        writer = _lean.Writer()
+        stages.pool(writer)
+        ends = writer.nodes
+        initializers += writer.initializers
     else:
         width = constant("glue.stream_width", common.width)
         ends = [
@@ -132,14 +147,20 @@ def _assemble(encoder: Encoder, opset: int) -> Any:
     graph.ClearField("value_info")
     del model.metadata_props[:]
     entry = model.metadata_props.add()
-    entry.key, entry.value = _lean.METADATA, common.to_json()
+    entry.key, entry.value = (TOKENS_METADATA, stages.policy) if stages else (_lean.METADATA, common.to_json())
     return model
 
 
-def _traced(encoder: Encoder, common: _lean.Shared, opset: int) -> tuple[Any, Any]:
-    """Two traced graphs: inputs -> `stem.stream` [B, T, D] and MASK; `tail.stream` and the mask -> the output."""
+def _traced(encoder: Encoder, common: _lean.Shared, opset: int, *, tokens: bool = False) -> tuple[Any, Any]:
+    """Two traced graphs: inputs -> `stem.stream` [B, T, D] and MASK; `tail.stream` and the mask -> the output.
+
+    With `tokens`, where some may go, the stem also gives the position bias if there is one, and the tail takes the
+    pooled vectors [B, 1, D].
+    """
     import torch
     from torch import nn
+
+    biased = tokens and common.position_bias
 
     class Stem(nn.Module):
         def __init__(self) -> None:
@@ -148,7 +169,8 @@ def _traced(encoder: Encoder, common: _lean.Shared, opset: int) -> tuple[Any, An
 
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
             x = encoder.embed(input_ids, token_type_ids)
-            return x, encoder.mask(x, attention_mask)
+            made = x, encoder.mask(x, attention_mask)
+            return (*made, encoder.position_bias(x)) if biased else made
 
     class Tail(nn.Module):
         def __init__(self) -> None:
@@ -156,96 +178,20 @@ def _traced(encoder: Encoder, common: _lean.Shared, opset: int) -> tuple[Any, An
             self.encoder = encoder
 
         def forward(self, stream: Any, attention_mask: Any) -> Any:
-            return encoder.pool(stream, attention_mask)
+            return encoder.finish(stream) if tokens else encoder.pool(stream, attention_mask)
 
-    # Neither 0 nor 1 in any open dimension: the exporter would take them for constants. Token 5 exists everywhere.
+    # Token 5 exists everywhere.
     ids, mask = torch.full((2, 7), 5), torch.ones(2, 7, dtype=torch.long)
-    stream = torch.zeros(2, 1 if common.first_row else 7, common.width)
+    one_row = tokens or common.first_row
+    stream = torch.zeros(2, 1 if one_row else 7, common.width)
     inputs = (ids, mask, torch.zeros_like(ids))[: len(encoder.input_names)]
-    with _evaluating(encoder), quiet():
-        try:
-            stem = _trace(Stem(), inputs, encoder.input_names, ["stem.stream", _lean.MASK], opset)
-            names = ("tail.stream", "attention_mask")
-            tail = _trace(Tail(), (stream, mask), names, [encoder.output_name], opset, fixed=common.first_row)
-        except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ParedownError(f"torch could not trace this model to ONNX: {reason[-1]}") from error
-    outer = {"attention_mask", "tail.stream", encoder.output_name}
-    _prefix(tail, "tail.", outer)
-    _prefix(stem, "stem.", {*encoder.input_names, "stem.stream", _lean.MASK})
+    given, made = encoder.input_names, ["stem.stream", _lean.MASK] + ["stem.bias"] * biased
+    stem = trace(Stem(), inputs, given, made, opset, [TOKENS] * len(inputs))
+    axes = [ROWS if one_row else TOKENS, TOKENS]
+    tail = trace(Tail(), (stream, mask), ("tail.stream", "attention_mask"), [encoder.output_name], opset, axes)
+    prefix(tail, "tail.", {name: name for name in ("attention_mask", "tail.stream", encoder.output_name)})
+    prefix(stem, "stem.", {name: name for name in (*given, *made)})
     return stem, tail
-
-
-def _trace(
-    module: nn.Module,
-    inputs: tuple[Any, ...],
-    names: tuple[str, ...],
-    outputs: list[str],
-    opset: int,
-    *,
-    fixed: bool = False,
-) -> Any:
-    """The module as an ONNX model with open batch and length; `fixed`: the first input has one row."""
-    import torch
-
-    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
-    shapes: list[dict[int, Any]] = [{0: batch, 1: length} for _ in inputs]
-    if fixed:
-        shapes[0] = {0: batch}
-    program = torch.onnx.export(
-        module,
-        inputs,
-        input_names=list(names),
-        output_names=outputs,
-        opset_version=opset,
-        dynamo=True,
-        dynamic_shapes=tuple(shapes),
-        external_data=False,
-        verbose=False,
-    )
-    assert program is not None
-    return program.model_proto
-
-
-def _prefix(model: Any, prefix: str, outer: set[str]) -> None:
-    """Gives every inner name the prefix, in place; a name in `outer` stays."""
-
-    def renamed(name: str) -> str:
-        return name if not name or name in outer else prefix + name
-
-    for node in model.graph.node:
-        node.name = prefix + node.name
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
-    for tensor in model.graph.initializer:
-        tensor.name = renamed(tensor.name)
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part in evaluation mode for a while, so that no dropout is traced."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the exporter's prints, warnings and log lines away; what it raises still comes through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        silence = io.StringIO()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 class _OnnxRunner:

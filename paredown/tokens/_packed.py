@@ -22,7 +22,7 @@ from paredown import registry
 from paredown.encoder import Encoder, Layer
 from paredown.errors import UnsupportedModel
 from paredown.tokens._merge import merged
-from paredown.tokens._seen import Seen, count
+from paredown.tokens._seen import Scoring, Seen, count
 from paredown.tokens._texts import Group, Texts, packed
 from paredown.types import Layout, TokenPolicy, TokenStage
 
@@ -89,6 +89,15 @@ class Packed(nn.Module):
         return self.encoder.output_name
 
     @property
+    def scoring(self) -> Scoring:
+        """What an export traces to have the scores."""
+        return Scoring(self.scorer)
+
+    def count(self, stage: TokenStage, tokens: int) -> int:
+        """How many of a text's tokens stay, by a ratio or a quantile."""
+        return count(self.policy, stage, tokens)
+
+    @property
     def _reads_attention(self) -> bool:
         """Whether what decides is known inside a layer's attention, rather than from the stream behind it."""
         return self.policy.action == "merge" or not {"stream", "gate"} & set(self.scorer.NEEDS)
@@ -124,11 +133,7 @@ class Packed(nn.Module):
 
     def _position_bias(self, x: Tensor) -> Tensor | None:
         """[H, T, T], of a family that has one."""
-        if not self.layout.position_bias:
-            return None
-        shared = self.encoder.model.get_submodule(self.layout.position_bias)
-        found: Tensor = shared.compute_position_bias(x)  # type: ignore[operator]
-        return found[0].to(x.dtype)
+        return self.encoder.position_bias(x) if self.layout.position_bias else None
 
     def _attended(
         self, layer: Layer, texts: Texts, bias: Tensor | None, stage: TokenStage | None, *, first_only: bool = False

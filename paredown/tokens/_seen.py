@@ -6,9 +6,11 @@ Legend: G texts of one length, n tokens of each, H heads, K head size, D model w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from paredown.types import TokenPolicy, TokenStage
 
@@ -34,6 +36,18 @@ class Seen:
     positions: Tensor | None = None
     gate: Tensor | None = None
     real: Tensor | None = None
+
+
+class Scoring(nn.Module):
+    """A scorer's `score` as a module of `real` [G, n] and the fields that it `needs`, in this order: for tracing."""
+
+    def __init__(self, scorer: ModuleType):
+        super().__init__()
+        self.needs: tuple[str, ...] = scorer.NEEDS
+        self._score: Callable[[Seen], Tensor] = scorer.score
+
+    def forward(self, real: Tensor, evidence: tuple[Tensor, ...]) -> Tensor:
+        return self._score(Seen(**dict(zip(self.needs, evidence, strict=True)), real=real))
 
 
 def count(policy: TokenPolicy, stage: TokenStage, tokens: int) -> int:
