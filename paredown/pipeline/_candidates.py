@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,9 @@ def token_candidates(
     for policy in policies:
         name = f"{base.name}, tokens {described(policy)}"
         stem = re.sub("[^a-z0-9.]+", "-", name.lower())
-        tensors = work.tensors(
-            f"{stem}-tokens", lambda policy=policy: fit(encoder, policy, batches, seed=settings.seed)
-        )
+        tensors = work.tensors(f"{stem}-tokens", partial(fit, encoder, policy, batches, seed=settings.seed))
         packed = Packed(encoder, policy, tensors)
-        onnx = work.file(f"{stem}.onnx", lambda path, packed=packed: ort.export(packed, path))
+        onnx = work.file(f"{stem}.onnx", partial(ort.export, packed))
         one = replace(base, name=name, kind="tokens", file=onnx, eligible=True, packed=packed)
         weights = dict(base.alternative.options).get("weights") if base.alternative is not None else None
         one = _on_target(one, settings, prepared.loaded, weights and Path(weights))

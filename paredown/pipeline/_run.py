@@ -15,21 +15,30 @@ from paredown import bundle as bundles
 from paredown import registry
 from paredown.bundle import Bundle
 from paredown.cores import cores
-from paredown.encoder import blocks_of, linear_of
+from paredown.encoder import Encoder, blocks_of, linear_of
 from paredown.errors import BadData, GateFailed, MissingExtra, ParedownError
 from paredown.pipeline import _facts
-from paredown.pipeline._candidates import BASELINE, Candidate, control, dense_candidates, student_candidates
+from paredown.pipeline._candidates import (
+    BASELINE,
+    Candidate,
+    control,
+    dense_candidates,
+    student_candidates,
+    token_candidates,
+)
 from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, timed, timed_control, too_slow
 from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
+from paredown.pipeline._policies import policies_for, switched_off
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._rounds import Rounds, fitting
 from paredown.pipeline._settings import TRAINED, Progress, Settings
 from paredown.pipeline._students import Student, Workshop
 from paredown.pipeline._work import Work
 from paredown.targets import huggingface
-from paredown.types import Limits
+from paredown.tokens import Packed
+from paredown.types import Limits, TokenPolicy
 
 
 def run(settings: Settings, progress: Progress) -> Bundle:
@@ -75,6 +84,7 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
             why = "for comparison: say with --max-drop what int8 may lose"
             made = [one if one.precision == "fp32" else replace(one, eligible=False, note=why) for one in made]
         candidates += made
+    candidates += _dropping_tokens(candidates, prepared, settings, work, progress)
     candidates += control(prepared, settings, progress)
 
     judged, baseline, reference = _judged(candidates, prepared, settings, progress)
@@ -146,6 +156,44 @@ def _for_model(settings: Settings, prepared: Prepared) -> Settings:
             "--recover reconstruct, or leave --uniform out."
         )
     return replace(settings, target="torch")
+
+
+def _dropping_tokens(
+    candidates: Sequence[Candidate], prepared: Prepared, settings: Settings, work: Work, progress: Progress
+) -> list[Candidate]:
+    """The same models, dropping tokens while they run: structure and tokens are chosen together, under one gate.
+
+    The dense model tries a bold policy too. Nothing is tried where the file has to be a stock checkpoint, or where it
+    was said how much goes.
+    """
+    if prepared.generates or settings.uniform or settings.sized:
+        return []
+    found: list[Candidate] = []
+    off: int | None = None
+    for base in [one for one in candidates if one.eligible and one.precision == "fp32"]:
+        layers = len(Encoder(base.model, prepared.anatomy.layout).layers)
+        policies = policies_for(prepared, layers, bold=base.kind == "folded")
+        if not policies:
+            continue
+        if off is None:
+            off = _pays_above(policies[0], prepared, settings, work, progress)
+        progress.stage(f"Dropping tokens of {base.name}")
+        policies = [replace(policy, off_below=off) for policy in policies]
+        found += token_candidates(base, policies, prepared, settings, work)
+    return found
+
+
+def _pays_above(policy: TokenPolicy, prepared: Prepared, settings: Settings, work: Work, progress: Progress) -> int:
+    """Up to which length dropping does not pay on the target. What a gate has learnt does not change its cost."""
+    gates = {f"gate.{stage.after}": torch.ones(prepared.anatomy.layout.width) for stage in policy.stages}
+    packed = Packed(prepared.encoder, policy, gates)
+
+    def find() -> int:
+        found, _ = switched_off(packed, prepared, settings.target, work.path(""), settings.threads, progress)
+        return found.policy.off_below
+
+    stored: int = work.json("pays-above", find)
+    return stored
 
 
 def _for_speed(

@@ -27,6 +27,7 @@ from paredown.pipeline._settings import COLUMNS, Progress, Silent
 from paredown.targets import export_stock
 from paredown.tasks import TextData, Tokens, run_batches, tokenize
 from paredown.tasks.causal_lm import windows
+from paredown.tokens import Packed
 from paredown.types import Array, canonical_json, finite
 from paredown.validation.machine import card
 from paredown.validation.quality import paired_drop
@@ -297,4 +298,6 @@ def _parity(opened: Bundle) -> float | None:
     name = bundles.SERVING["onnxruntime", "fp32"]
     if name not in opened.manifest["files"]:
         return None
-    return parity_of(opened.folder / name, cast(Encoder, opened.network()), longest=opened.manifest["max_length"])
+    return parity_of(
+        opened.folder / name, cast(Encoder | Packed, opened.network()), longest=opened.manifest["max_length"]
+    )

@@ -18,6 +18,8 @@ SHAPES = {
     "layer-drop": "square",
     "layer-drop-int8": "diamond",
     "folded": "circle",
+    "tokens": "circle",
+    "tokens-int8": "diamond",
     "tfidf": "triangle",
 }
 

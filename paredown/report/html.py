@@ -278,8 +278,8 @@ def _legend(result: Facts) -> list[tuple[Any, str]]:
     kinds = [str(c.get("kind")) for _, c in _numbered(result)]
     states = [words.status(c) for _, c in _numbered(result)]
     shapes = (
-        ("circle", "fp32", ("dense", "pruned")),
-        ("diamond", "int8", ("dense-int8", "pruned-int8", "layer-drop-int8")),
+        ("circle", "fp32", ("dense", "pruned", "tokens")),
+        ("diamond", "int8", ("dense-int8", "pruned-int8", "layer-drop-int8", "tokens-int8")),
         ("square", "layers dropped", ("layer-drop",)),
         ("triangle", "TF-IDF control", ("tfidf",)),
     )

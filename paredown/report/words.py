@@ -34,6 +34,8 @@ _KIND_NAMES = {
     "pruned-int8": "pruned, int8",
     "layer-drop": "layers dropped",
     "layer-drop-int8": "layers dropped, int8",
+    "tokens": "tokens dropped while it runs",
+    "tokens-int8": "tokens dropped while it runs, int8",
     "tfidf": "TF-IDF control",
 }
 

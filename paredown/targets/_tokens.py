@@ -40,7 +40,9 @@ class TokenPruned(Protocol):
 
     encoder: Encoder
     policy: TokenPolicy
-    tensors: Mapping[str, Tensor]
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
 
     @property
     def scoring(self) -> Scoring: ...
