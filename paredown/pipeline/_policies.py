@@ -31,7 +31,7 @@ WORTH_TRYING = 48.0  # mean tokens of a text; below, the gather costs what it sa
 
 
 def policies_for(prepared: Prepared, layers: int, *, bold: bool) -> list[TokenPolicy]:
-    """What a run tries on a model of so many layers: `bold` policies too, or careful ones alone; none on short texts."""
+    """What a run tries on a model of so many layers, `bold` policies too or careful ones alone; none on short texts."""
     if layers < 2 or prepared.guardrail.lengths.mean() < WORTH_TRYING:
         return []
     special = special_ids(prepared.loaded.tokenizer)
