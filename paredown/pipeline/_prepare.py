@@ -85,7 +85,7 @@ def prepare(settings: Settings) -> Prepared:
         _check_size(loaded)
     task = task_of(loaded.task)
     data = load_data(settings.data, loaded, settings, evaluation=settings.eval is None)
-    evaluation = load_data(settings.eval, loaded, settings, evaluation=True) if settings.eval else None
+    evaluation = load_data(settings.eval, loaded, settings, evaluation=True, part="test") if settings.eval else None
     splits = split(data, evaluation, seed=settings.seed)
     folded, folds = fold(loaded.model, describe_loaded(loaded, loaded.model))
     anatomy = describe_loaded(loaded, folded)
@@ -168,8 +168,11 @@ def task_of(name: str) -> Task:
     return cast(Task, registry.find("tasks", name))
 
 
-def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool) -> TextData:
-    """The texts of one file, with labels or scores where the task has them. `evaluation` data must have labels."""
+def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool, part: str = "train") -> TextData:
+    """The texts of one file, with labels or scores where the task has them. `evaluation` data must have labels.
+
+    Of a file of intents (CLINC150) the `part` is read.
+    """
     module: Any = registry.find("tasks", loaded.task)
     if loaded.task == CAUSAL_LM:
         data: TextData = module.load(path, text_column=settings.text_column)
@@ -180,6 +183,7 @@ def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool
             label_column=settings.label_column,
             labels=loaded.labels,
             require_labels=evaluation,
+            part=part,
         )
     else:
         data = module.load(
@@ -187,6 +191,7 @@ def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool
             text_column=settings.text_column,
             pair_column=settings.pair_column if evaluation else None,
             score_column=settings.score_column if evaluation else None,
+            part=part,
         )
     if not len(data):
         raise BadData(f"{path} holds no texts.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from paredown.tasks._augment import augment
-from paredown.tasks._table import TEXT_COLUMNS, Table, read_table
+from paredown.tasks._table import TEXT_COLUMNS, Table, intent_parts, read_table
 from paredown.tasks._text import (
     Splits,
     TextData,
@@ -35,6 +35,7 @@ __all__ = [
     "Tokens",
     "augment",
     "fit_tfidf",
+    "intent_parts",
     "length_sorted_batches",
     "pad",
     "read_table",
