@@ -205,11 +205,16 @@ def timing_batches(
 
     There are so many texts that they hold about `most_tokens`, eight at least if that many are there.
     """
-    fits = int(most_tokens / max(1.0, float(tokens.lengths.mean())))
-    offline = _spread_by_length(tokens, min(TIMED_TEXTS, max(8, fits)))
+    offline = timed_texts(tokens, most_tokens=most_tokens)
     found = length_sorted_batches(tokens, batch_size=batch_size, indices=offline, most_tokens=TIMED_BATCH_TOKENS)
     singles = length_sorted_batches(tokens, batch_size=1, indices=_spread_by_length(tokens, TIMED_SINGLES))
     return [arrays for _, arrays in found], [arrays for _, arrays in singles]
+
+
+def timed_texts(tokens: Tokens, *, most_tokens: int = TIMED_TOKENS) -> Array:
+    """Which texts are timed in batches: of evenly spread ranks by length, about `most_tokens` of them together."""
+    fits = int(most_tokens / max(1.0, float(tokens.lengths.mean())))
+    return _spread_by_length(tokens, min(TIMED_TEXTS, max(8, fits)))
 
 
 def _spread_by_length(tokens: Tokens, count: int) -> Array:
