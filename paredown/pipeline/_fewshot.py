@@ -167,7 +167,7 @@ def _with_its_dense_model(path: str) -> tuple[list[str], list[str]]:
 
 def _about_classifiers(sides: Sequence[Embedder]) -> list[str]:
     named = [side.source for side in sides if side.classifier]
-    said = "is a classifier: its embedding is what its head reads, the vector of the first token, on torch in fp32."
+    said = "is a classifier: its embedding is the mean over the last layer's tokens, by torch in fp32."
     return [f"{path} {said}" for path in named]
 
 
