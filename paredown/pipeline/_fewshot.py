@@ -6,6 +6,7 @@ Every model sees the same draws of shots and the same test texts, so their diffe
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from paredown.validation.timing import Alternative, measure, ratio
 
 ROUNDS = 9
 TIMED_SECONDS = 90.0
+SAYS_LITTLE = ("model", "bundle")  # as the name of a folder
 
 
 def fewshot(
@@ -138,7 +140,8 @@ def _read(
     if few:
         have = f"{names[int(counts.argmin())]!r} has {least:,} {'text' if least == 1 else 'texts'} to draw from"
         have += "" if source else " once 40 % are set aside to test on (unless --eval names a file for that)"
-        have += f", {few - 1:,} more have too few" if few > 1 else ""
+        others = "1 other label has" if few == 2 else f"{few - 1:,} other labels have"
+        have += f"; {others} too few as well" if few > 1 else ""
         raise BadData(f"{data}: {most:,} shots were asked for, but the label {have}.")
     return pool, test, names, list(notes)
 
@@ -172,10 +175,10 @@ def _about_classifiers(sides: Sequence[Embedder]) -> list[str]:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Short names that differ: as many of the last parts of each path as it takes."""
-    parts = [Path(path).parts for path in paths]
+    """Short names that differ: as many of the last parts of each path as it takes, and two of one that says little."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(part[-length:]) for part in parts]
+        found = ["/".join(part[-max(length, 2 if part[-1] in SAYS_LITTLE else 1) :]) for part in parts]
         if len(set(found)) == len(set(map(tuple, parts))):
             break
     repeats = [found[:i].count(name) for i, name in enumerate(found)]

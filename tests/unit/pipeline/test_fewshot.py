@@ -288,7 +288,7 @@ def test_a_dense_model_is_timed_where_a_bundle_serves(place: Path, untimed: list
     [
         (
             {"shots": (1, 41)},
-            "train.csv: 41 shots were asked for, but the label 'bill' has 40 texts to draw from, 2 more",
+            "train.csv: 41 shots were asked for, but the label 'bill' has 40 texts to draw from; 2 other labels have too few as well.",
         ),
         ({"shots": (25,), "eval": None}, "has 24 texts to draw from once 40 % are set aside to test on"),
         ({"shots": ()}, "Shots are whole numbers"),
@@ -354,8 +354,9 @@ def test_embeddings_that_are_no_numbers(place: Path, untimed: list[str], tmp_pat
 def test_names_tell_models_apart() -> None:
     assert _fewshot._names(["a/model", "b/model/"]) == ["a/model", "b/model"]
     assert _fewshot._names(["x/dense", "slim/"]) == ["dense", "slim"]
+    assert _fewshot._names(["package/model", "/x/slim"]) == ["package/model", "slim"]
     assert _fewshot._names(["m", "m", "m"]) == ["m", "m (2)", "m (3)"]
-    assert _fewshot._names(["model", "x/model"]) == ["model", "x/model"]
+    assert _fewshot._names([".", "/"]) == [Path.cwd().name, "/"]
 
 
 def test_the_verb_is_public() -> None:
