@@ -39,7 +39,7 @@ def view(facts: Facts) -> dict[str, Any]:
     return {
         "title": "Few-shot intents",
         "about": about(facts),
-        "order": "",
+        "order": compared_with(facts),
         "sections": [(title, text, Markup(picture)) for title, text, picture in pictures if picture],
         "head": head,
         "rows": rows,
@@ -59,7 +59,9 @@ def table(facts: Facts) -> RenderableType:
         grid.add_row(*(Text(cell) for cell in (["" if row[0] == before else row[0], *row[1:]])))
         before = row[0]
     timing = words.mapping(facts.get("timing"))
-    parts: list[RenderableType] = [Text(about(facts), style="dim"), grid, Text("")]
+    parts: list[RenderableType] = [Text(about(facts), style="dim"), Text(""), grid]
+    parts += [Text(said, style="dim") for said in [compared_with(facts)] if said]
+    parts.append(Text(""))
     parts.append(terminal.bench_table(words.mappings(timing.get("rows")), against=timing.get("against")))
     parts += [Text(str(note), style="dim") for note in facts.get("notes") or ()]
     return Group(*parts)
@@ -68,10 +70,9 @@ def table(facts: Facts) -> RenderableType:
 def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Heading and cells, a row per number of shots and model; the differences only where models are compared."""
     rows = words.mappings(facts.get("rows"))
-    first = str(rows[0]["model"]) if rows else ""
     compared = any(row.get("difference") for row in rows)
     head = ["shots", "model", *(f"{words.metric_name(metric)}, %" for metric in METRICS)]
-    head += [f"{words.metric_name(metric)} − {first}'s, points" for metric in METRICS] if compared else []
+    head += [f"Δ {words.metric_name(metric)}" for metric in METRICS] if compared else []
     cells = []
     for row in rows:
         difference = words.mapping(row.get("difference"))
@@ -80,6 +81,14 @@ def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
             [str(row["shots"]), str(row["model"]), *(_cell(metric, row[metric]) for metric in METRICS), *apart]
         )
     return head, cells
+
+
+def compared_with(facts: Facts) -> str:
+    """What the differences in the table are; empty where there are none."""
+    rows = words.mappings(facts.get("rows"))
+    if not any(row.get("difference") for row in rows):
+        return ""
+    return f"Δ is in points, against {rows[0]['model']} on the same draws and texts; all intervals are at 95 %."
 
 
 def _cell(metric: str, found: object) -> str:

@@ -288,7 +288,7 @@ def test_a_dense_model_is_timed_where_a_bundle_serves(place: Path, untimed: list
     [
         (
             {"shots": (1, 41)},
-            "train.csv: 41 shots were asked for, but the label 'bill' has 40 texts to draw from; 2 other labels have too few as well.",
+            "41 shots were asked for, but the label 'bill' has 40 texts to draw from; 2 other labels",
         ),
         ({"shots": (25,), "eval": None}, "has 24 texts to draw from once 40 % are set aside to test on"),
         ({"shots": ()}, "Shots are whole numbers"),

@@ -50,7 +50,8 @@ def test_bars_are_as_long_as_they_are_fast() -> None:
 
 def test_the_table_has_differences_only_where_models_are_compared() -> None:
     head, rows = fewshot.table_of(facts())
-    assert head[4:] == ["accuracy − dense's, points", "weighted F1 − dense's, points"]
+    assert head[4:] == ["Δ accuracy", "Δ weighted F1"]
+    assert "in points, against dense on the same draws" in fewshot.compared_with(facts())
     assert rows[1] == [
         "1",
         "slim",
@@ -60,4 +61,5 @@ def test_the_table_has_differences_only_where_models_are_compared() -> None:
     ]
     assert rows[0][4:] == ["", ""]
     head, rows = fewshot.table_of(facts(models=("dense",)))
+    assert fewshot.compared_with(facts(models=("dense",))) == ""
     assert len(head) == 4 and all(len(row) == 4 for row in rows)
