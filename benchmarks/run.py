@@ -134,6 +134,20 @@ def decoder() -> list[dict[str, Any]]:
     return found
 
 
+def fewshot() -> list[dict[str, Any]]:
+    """What is learnt from 1 to 10 texts per intent on frozen embeddings, dense and with a quarter of its units gone."""
+    train, test = _banking77()[2::2]
+    clinc = str(_assets() / "data/clinc150/data_full.json")
+    found = []
+    for name, data in (("banking77", ("--data", train, "--eval", test)), ("clinc150", ("--data", clinc))):
+        made = _prune(f"fewshot-{name}", str(_minilm()), *data, *_QUARTER, "--minutes", "5")
+        found.append(made)
+        beside = ("--against", str(WORK / f"fewshot-{name}")) if made["exit_code"] == 0 else ()
+        learnt = _command("fewshot", str(_minilm()), *data, *beside, "--shots", "1,2,3,5,10", "--seeds", "10")
+        found.append({"step": f"fewshot {name}", **learnt})
+    return found
+
+
 def scoring() -> list[dict[str, Any]]:
     """What each criterion costs, in passes over the same texts, and the memory for a quarter of them and for all."""
     return [{"step": "scoring", "exit_code": 0, **scoring_cost.measure(*_banking77()[:3:2])}]
@@ -153,6 +167,7 @@ BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "rounds": rounds,
     "decoder": decoder,
     "scoring": scoring,
+    "fewshot": fewshot,
 }
 
 

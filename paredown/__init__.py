@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from paredown.importance import score
-    from paredown.pipeline import StudySettings, bench, compare, prune, sensitivity, validate
+    from paredown.pipeline import StudySettings, bench, compare, fewshot, prune, sensitivity, validate
     from paredown.planning import Shares, by_shares, plan
     from paredown.recovery import recover
     from paredown.surgery import cut, mask
@@ -63,7 +63,7 @@ _CONTENTS = {
         "UnsupportedModel",
     ),
     "importance": ("score",),
-    "pipeline": ("StudySettings", "bench", "compare", "prune", "sensitivity", "validate"),
+    "pipeline": ("StudySettings", "bench", "compare", "fewshot", "prune", "sensitivity", "validate"),
     "planning": ("Shares", "by_shares", "plan"),
     "recovery": ("recover",),
     "surgery": ("cut", "mask"),
@@ -117,6 +117,7 @@ __all__ = [
     "cut",
     "describe",
     "export",
+    "fewshot",
     "load",
     "mask",
     "plan",

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from paredown.cli import _fewshot, _output, _studies, _tokens
 from paredown.cli import _options as options
-from paredown.cli import _output, _studies, _tokens
 from paredown.cli._progress import shown
 from paredown.errors import GateFailed
 
@@ -317,6 +317,6 @@ def _show_run(facts: Mapping[str, Any], as_json: bool) -> int:
     return _output.finished(facts, terminal.summary(facts), as_json=as_json, folder=facts.get("bundle"))
 
 
-for _verb in (_studies.score, _studies.sensitivity, _studies.compare):
+for _verb in (_studies.score, _studies.sensitivity, _studies.compare, _fewshot.fewshot):
     app.command()(_verb)
 app.add_typer(_tokens.app, name="tokens")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json as _json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ from paredown.cli import _options as options
 from paredown.cli import _output
 from paredown.cli._progress import shown
 from paredown.errors import ParedownError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 WHAT = "What to study"
 
@@ -68,7 +71,7 @@ def score(
     json: options.Json = False,
 ) -> int:
     """Show how much each head, neuron or layer of MODEL matters by one criterion, as a heat map."""
-    made_folder(out)
+    make_folder(out)
     what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
@@ -106,7 +109,7 @@ def sensitivity(
     json: options.Json = False,
 ) -> int:
     """Show what each layer of MODEL alone can lose: curves, heat maps, and the layers in order."""
-    made_folder(out)
+    make_folder(out)
     what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
@@ -150,7 +153,7 @@ def compare(
     json: options.Json = False,
 ) -> int:
     """Compare criteria on MODEL: the quality left by each, at each share, with intervals over texts and seeds."""
-    made_folder(out)
+    make_folder(out)
     what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline
@@ -207,7 +210,7 @@ def shares(text: str) -> list[float]:
     return found
 
 
-def made_folder(out: str | None) -> None:
+def make_folder(out: str | None) -> None:
     """Makes the folder of --out before the long work: what cannot be written is told at once."""
     if out is not None:
         try:
@@ -217,9 +220,23 @@ def made_folder(out: str | None) -> None:
 
 
 def finished(facts: Mapping[str, Any], verb: str, out: str | None, as_json: bool) -> int:
-    """Prints the study; with a folder, leaves a page and JSON lines there: what was studied first, then each row."""
-    from paredown.files import replacing
+    """Prints the study; with a folder, leaves a page and JSON lines there."""
     from paredown.report import study
+
+    return show_and_keep(facts, verb, out, as_json, table=study.terminal, page=study.write)
+
+
+def show_and_keep(
+    facts: Mapping[str, Any],
+    verb: str,
+    out: str | None,
+    as_json: bool,
+    *,
+    table: Callable[[Mapping[str, Any]], RenderableType],
+    page: Callable[[Mapping[str, Any], Path], object],
+) -> int:
+    """The same with a table and a page of one's own. The lines are what was studied first, then each row."""
+    from paredown.files import replacing
 
     if out is not None:
         folder = Path(out)
@@ -227,8 +244,8 @@ def finished(facts: Mapping[str, Any], verb: str, out: str | None, as_json: bool
         about = {key: value for key, value in facts.items() if key != rows}
         with replacing(folder / f"{verb}.jsonl") as beside:
             beside.write_text("".join(f"{_json.dumps(line)}\n" for line in (about, *facts.get(rows, ()))))
-        study.write(facts, folder / f"{verb}.html")
-    code = _output.finished(facts, study.terminal(facts), as_json=as_json)
+        page(facts, folder / f"{verb}.html")
+    code = _output.finished(facts, table(facts), as_json=as_json)
     if out is not None and not as_json:
         print(f"  page: {Path(out) / f'{verb}.html'}")
     return code

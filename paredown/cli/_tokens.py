@@ -8,7 +8,7 @@ import typer
 
 from paredown.cli import _options as options
 from paredown.cli._progress import shown
-from paredown.cli._studies import Data, Model, Out, asked, finished, made_folder, names, shares
+from paredown.cli._studies import Data, Model, Out, asked, finished, make_folder, names, shares
 
 WHAT = "What to try"
 
@@ -81,7 +81,7 @@ def sweep(
     json: options.Json = False,
 ) -> int:
     """Try policies side by side: quality against speed, and the fastest that passes."""
-    made_folder(out)
+    make_folder(out)
     what = asked(model, data, eval, text_column, label_column, False, max_length, threads, seed)
     with shown() as progress:
         from paredown import pipeline

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paredown.bundle import Bundle
+from paredown.pipeline._fewshot import fewshot
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
 from paredown.pipeline._study import StudySettings, compare, score_model, sensitivity
@@ -19,6 +20,7 @@ __all__ = [
     "TokenSettings",
     "bench",
     "compare",
+    "fewshot",
     "prune",
     "run",
     "score_model",

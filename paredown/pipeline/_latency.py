@@ -139,7 +139,11 @@ class Stopwatch:
 
 def at_once(model: Any) -> int:
     """How many processes that time `model` may be alive together and hold no more than pruning itself does."""
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return at_once_of(sum(p.numel() * p.element_size() for p in model.parameters()))
+
+
+def at_once_of(size: int) -> int:
+    """The same, of a model of so many bytes."""
     return max(2, min(8, int((WORKERS_MEMORY + size) / (WORKER_MEMORY + 2 * size))))
 
 

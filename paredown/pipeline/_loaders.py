@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from paredown.types import Plan, Runner
+from paredown.types import Array, Plan, Runner
 
 ONNX = "paredown.targets.onnxruntime:load"
 OPENVINO = "paredown.targets.openvino:load"
 STOCK = "paredown.pipeline._loaders:stock_torch"
 CUT = "paredown.pipeline._loaders:cut_torch"
 TORCH = "paredown.bundle:torch_runner"
+EMBEDDER = "paredown.pipeline._loaders:embedder"
+WITH_OWN_INPUTS = "paredown.pipeline._loaders:with_own_inputs"
 
 
 def stock_torch(path: str, *, threads: int, task: str | None = None) -> Runner:
@@ -65,6 +69,37 @@ def cut_torch(
         return load_encoder(network(small, anatomy.layout), threads=threads)
     learnt = load_file(tensors) if tensors is not None else {}
     return load_encoder(Packed(Encoder(small, anatomy.layout), TokenPolicy.from_json(policy), learnt), threads=threads)
+
+
+def embedder(path: str, *, threads: int) -> Runner:
+    """Sentence embeddings by the model or bundle at `path`; see `_embedders`."""
+    from paredown.pipeline._embedders import open_embedder
+
+    return open_embedder(path, threads=threads).runner
+
+
+@dataclass(frozen=True)
+class _OwnInputs:
+    """A runner that is fed with the arrays whose names end in `suffix`."""
+
+    runner: Runner
+    suffix: str
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        own = {name: array for name, array in inputs.items() if name.endswith(self.suffix)}
+        return self.runner.run({name.removesuffix(self.suffix): array for name, array in own.items()})
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+def with_own_inputs(path: str, *, threads: int, loader: str, suffix: str) -> Runner:
+    """The runner of another loader, fed with arrays of its own: models with other vocabularies are timed on the same
+    texts.
+    """
+    module, _, function = loader.partition(":")
+    runner: Runner = getattr(importlib.import_module(module), function)(path, threads=threads)
+    return _OwnInputs(runner, suffix)
 
 
 def state_of(model: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +29,6 @@ from paredown.tasks import (
     Task,
     TextData,
     Tokens,
-    label_table,
     length_sorted_batches,
     run_batches,
     split,
@@ -100,9 +100,13 @@ def prepare(settings: Settings, *, probed: bool = False) -> Prepared:
     if not generates:
         _check_size(loaded)
     task = task_of(loaded.task)
-    names = _labels_of(settings) if probed and loaded.task == EMBEDDING else {}
-    data = load_data(settings.data, loaded, settings, evaluation=settings.eval is None, labels=names)
-    evaluation = load_data(settings.eval, loaded, settings, evaluation=True, labels=names) if settings.eval else None
+    embeds = loaded.task == EMBEDDING
+    labelled = probed and embeds and text_classification.has_labels(settings.data, settings.label_column)
+    if labelled:
+        data, evaluation = _labelled(settings)
+    else:
+        data = load_data(settings.data, loaded, settings, evaluation=settings.eval is None)
+        evaluation = load_data(settings.eval, loaded, settings, evaluation=True, part="test") if settings.eval else None
     splits = split(data, evaluation, seed=settings.seed)
     folded, folds = fold(loaded.model, describe_loaded(loaded, loaded.model))
     anatomy = describe_loaded(loaded, folded)
@@ -131,14 +135,14 @@ def prepare(settings: Settings, *, probed: bool = False) -> Prepared:
     splits = replace(splits, guardrail=parts["guardrail"], test=parts["test"])
     notes += filter(None, [too_few(settings, task, splits.guardrail)])
     prepared = Prepared(loaded, folded, anatomy, folds, task, splits, **tokens, notes=tuple(notes))
-    return _probing(prepared) if names else prepared
+    return _probing(prepared) if labelled else prepared
 
 
-def _labels_of(settings: Settings) -> dict[str, int]:
-    """Class indices of the labels in the data, where it has any."""
-    columns = {"text_column": settings.text_column, "label_column": settings.label_column}
-    files = [path for path in (settings.data, settings.eval) if path]
-    return label_table([name for path in files for name in text_classification.label_names(path, **columns)])
+def _labelled(settings: Settings) -> tuple[TextData, TextData | None]:
+    """The texts of an embedder's data with their labels, whatever these are called."""
+    read = partial(text_classification.load_named, text_column=settings.text_column, label_column=settings.label_column)
+    data, names = read(settings.data)
+    return data, read(settings.eval, known=names, part="test")[0] if settings.eval else None
 
 
 def _probing(prepared: Prepared) -> Prepared:
@@ -202,23 +206,22 @@ def task_of(name: str) -> Task:
     return cast(Task, registry.find("tasks", name))
 
 
-def load_data(
-    path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool, labels: Mapping[str, int] | None = None
-) -> TextData:
+def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool, part: str = "train") -> TextData:
     """The texts of one file, with labels or scores where the task has them. `evaluation` data must have labels.
 
-    `labels` are those of an embedder's data, by their class indices, where they are to be read.
+    Of a file of intents (CLINC150) the `part` is read.
     """
     module: Any = registry.find("tasks", loaded.task)
     if loaded.task == CAUSAL_LM:
         data: TextData = module.load(path, text_column=settings.text_column)
-    elif loaded.labels is not None or labels:
-        data = text_classification.load(
+    elif loaded.labels is not None:
+        data = module.load(
             path,
             text_column=settings.text_column,
             label_column=settings.label_column,
-            labels=labels or loaded.labels,
-            require_labels=evaluation or bool(labels),
+            labels=loaded.labels,
+            require_labels=evaluation,
+            part=part,
         )
     else:
         data = module.load(
@@ -226,6 +229,7 @@ def load_data(
             text_column=settings.text_column,
             pair_column=settings.pair_column if evaluation else None,
             score_column=settings.score_column if evaluation else None,
+            part=part,
         )
     if not len(data):
         raise BadData(f"{path} holds no texts.")
@@ -239,11 +243,16 @@ def timing_batches(
 
     There are so many texts that they hold about `most_tokens`, eight at least if that many are there.
     """
-    fits = int(most_tokens / max(1.0, float(tokens.lengths.mean())))
-    offline = _spread_by_length(tokens, min(TIMED_TEXTS, max(8, fits)))
+    offline = timed_texts(tokens, most_tokens=most_tokens)
     found = length_sorted_batches(tokens, batch_size=batch_size, indices=offline, most_tokens=TIMED_BATCH_TOKENS)
     singles = length_sorted_batches(tokens, batch_size=1, indices=_spread_by_length(tokens, TIMED_SINGLES))
     return [arrays for _, arrays in found], [arrays for _, arrays in singles]
+
+
+def timed_texts(tokens: Tokens, *, most_tokens: int = TIMED_TOKENS) -> Array:
+    """Which texts are timed in batches: of evenly spread ranks by length, about `most_tokens` of them together."""
+    fits = int(most_tokens / max(1.0, float(tokens.lengths.mean())))
+    return _spread_by_length(tokens, min(TIMED_TEXTS, max(8, fits)))
 
 
 def _spread_by_length(tokens: Tokens, count: int) -> Array:

@@ -77,7 +77,7 @@ def validate(
         raise FingerprintMismatch(f"{source} is not the model that {bundle} was made from: other tensors or shapes.")
     named = zip(COLUMNS, (text_column, label_column, pair_column, score_column), strict=True)
     columns = SimpleNamespace(**{name: given or claim.get("columns", {}).get(name) for name, given in named})
-    data = load_data(eval, loaded, columns, evaluation=True)
+    data = load_data(eval, loaded, columns, evaluation=True, part="test")
     task = task_of(loaded.task)
     whole = network(loaded.model, anatomy.layout)
     tokens = _tokens(loaded, data, whole, opened.manifest["max_length"])
@@ -283,7 +283,7 @@ def _bench_tokens(about: tuple[Any, Any, int], path: str | None, text_column: st
         known = len(tokenizer)
         ids = tuple(rng.integers(min(5, known - 1), min(100, known), n) for n in lengths)
         return Tokens(ids, int(tokenizer.pad_token_id or 0), names, 0)
-    table = read_table(path, wanted=(text_column,))
+    table = read_table(path, wanted=(text_column,), part="test")
     column = text_column or table.first_of((*TEXT_COLUMNS, "sentence1", "text_a"))
     if column is None:
         raise BadData(f"{path}: no column of texts found among {table.listed}; name it with --text-column.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,12 @@ QUANTILES = 24  # columns of a layer with many neurons
 
 def write(facts: Facts, path: Path) -> Path:
     """The page, written whole or not at all: pictures of the study, its table, and the machine."""
-    page = str(_template().render(view(facts))).encode("utf-8", "replace")
+    return write_page(view(facts), path)
+
+
+def write_page(shown: Mapping[str, Any], path: Path) -> Path:
+    """The page of what `view`, of this study or of another kind, says is shown."""
+    page = str(_template().render(shown)).encode("utf-8", "replace")
     with replacing(Path(path)) as beside:
         beside.write_bytes(page)
     return Path(path)
@@ -60,7 +65,7 @@ def view(facts: Facts) -> dict[str, Any]:
         "head": head,
         "rows": rows,
         "notes": [str(note) for note in facts.get("notes") or ()],
-        "machine": ", ".join(f"{key} {value}" for key, value in _machine(facts)),
+        "machine": machine(facts),
     }
 
 
@@ -187,6 +192,7 @@ def _about(facts: Facts) -> str:
     return ", ".join(said)
 
 
-def _machine(facts: Facts) -> Sequence[tuple[str, Any]]:
+def machine(facts: Facts) -> str:
+    """Where it was measured, in a line."""
     card = words.mapping(facts.get("machine"))
-    return [(key, card[key]) for key in ("cpu", "cores") if key in card]
+    return ", ".join(f"{key} {card[key]}" for key in ("cpu", "cores") if key in card)

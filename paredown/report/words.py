@@ -12,7 +12,7 @@ from typing import Any
 UNKNOWN = "–"
 
 # These are shares of texts, so they read as per cent and their differences as points; all others are plain numbers.
-_SHARES = ("accuracy", "macro_f1", "f1", "micro_f1")
+_SHARES = ("accuracy", "macro_f1", "f1", "micro_f1", "weighted_f1")
 
 # The mean log-likelihood of a token is shown as perplexity, and what it loses as the share by which that rises.
 _LIKELIHOOD = "log_likelihood"
@@ -21,6 +21,7 @@ _METRIC_NAMES = {
     _LIKELIHOOD: "perplexity",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
+    "weighted_f1": "weighted F1",
     "f1": "F1",
     "cosine": "mean cosine to the dense model",
     "spearman": "Spearman correlation",

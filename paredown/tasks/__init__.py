@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from paredown.tasks._augment import augment
-from paredown.tasks._linear_probe import LinearProbe, label_table
-from paredown.tasks._table import TEXT_COLUMNS, Table, read_table
+from paredown.tasks._linear_probe import LinearProbe
+from paredown.tasks._shots import draw_shots, fit_and_answer, pool_and_test, unit_rows
+from paredown.tasks._table import TEXT_COLUMNS, Table, intent_parts, read_table
 from paredown.tasks._text import (
     Splits,
     TextData,
@@ -36,15 +37,19 @@ __all__ = [
     "Tfidf",
     "Tokens",
     "augment",
+    "draw_shots",
+    "fit_and_answer",
     "fit_tfidf",
-    "label_table",
+    "intent_parts",
     "length_sorted_batches",
     "pad",
+    "pool_and_test",
     "read_table",
     "run_batches",
     "similar_lengths",
     "split",
     "tokenize",
+    "unit_rows",
 ]
 
 

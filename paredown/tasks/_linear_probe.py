@@ -5,7 +5,6 @@ Legend: N texts, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,8 +52,3 @@ class LinearProbe:
         assert data.labels is not None
         right: Array = (self._fitted.predict(outputs) == data.labels).astype(np.float64)
         return right
-
-
-def label_table(names: Sequence[str]) -> dict[str, int]:
-    """Class indices of label names, in the order of the alphabet."""
-    return {name: index for index, name in enumerate(sorted(set(names)))}

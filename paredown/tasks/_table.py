@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paredown.errors import BadData
+from paredown.tasks._intents import OUT_OF_SCOPE, PARTS, Entries, intents, looks_whole
 
 Row = tuple[str | None, ...]  # None: this row has no such cell
 TEXT_COLUMNS = ("text", "sentence", "content", "utterance", "query", "question", "message", "document", "input")
+INTENT_COLUMNS = ("text", "intent")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -54,11 +56,12 @@ class Table:
         return next((present[name] for name in names if name in present), None)
 
 
-def read_table(path: str | Path, *, wanted: Sequence[str | None] = ()) -> Table:
+def read_table(path: str | Path, *, wanted: Sequence[str | None] = (), part: str = "train") -> Table:
     """The table in a .csv, .tsv, .jsonl or .json (one object per line) file; UTF-8, with or without a BOM.
 
     `wanted` names the columns that will be asked for. If one of them is a number that the header does not hold, the
-    file has no header: its columns are then called "1", "2", ... and its rows may differ in length (STS-B). Raises
+    file has no header: its columns are then called "1", "2", ... and its rows may differ in length (STS-B). Of a .json
+    file of intents (CLINC150) the `part` is read, "train", "val" or "test", with the columns text and intent. Raises
     BadData that names the file, the line and what is wrong.
     """
     path = Path(path)
@@ -67,10 +70,21 @@ def read_table(path: str | Path, *, wanted: Sequence[str | None] = ()) -> Table:
     if suffix not in (*readers, ".jsonl", ".json"):
         raise BadData(f"{path}: a data file must end in .csv, .tsv, .jsonl or .json, not in {suffix!r}.")
     text = read_text(path)
-    table = _json_table(path, text) if suffix not in readers else _cell_table(path, readers[suffix](path, text), wanted)
+    if suffix in readers:
+        table = _cell_table(path, readers[suffix](path, text), wanted)
+    else:
+        found = _intents(path, text) if suffix == ".json" else None
+        table = _json_table(path, text) if found is None else _intent_table(path, found, part)
     if not table.rows:
         raise BadData(f"{path}: there is a header but no data row below it.")
     return table
+
+
+def intent_parts(path: str | Path) -> tuple[str, ...]:
+    """The parts that a .json file of intents has, of "train", "val" and "test"; none where it is another file."""
+    path = Path(path)
+    found = _intents(path, read_text(path)) if path.suffix.lower() == ".json" else None
+    return tuple(part for part in PARTS if found and found.get(part))
 
 
 def usable_rows(table: Table, *columns: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
@@ -192,6 +206,35 @@ def _json_table(path: Path, text: str) -> Table:
         lines.append(line)
     rows = tuple(tuple(row.get(name) for name in columns) for row in objects)
     return Table(path, tuple(columns), rows, tuple(lines))
+
+
+def _intents(path: Path, text: str) -> Entries | None:
+    try:
+        found = intents(text)
+    except json.JSONDecodeError as error:
+        raise BadData(f"{path}, line {error.lineno}: this is not JSON ({error.msg}).") from None
+    if found is None and looks_whole(text):
+        raise BadData(
+            f"{path}, line 1: this is one JSON object without a list 'train', 'val' or 'test' of [text, intent] pairs; "
+            "write one JSON object per line instead."
+        )
+    return found
+
+
+def _intent_table(path: Path, found: Entries, part: str) -> Table:
+    if not found.get(part):
+        have = ", ".join(repr(name) for name in PARTS if found.get(name))
+        raise BadData(f"{path}: there is no {part!r} among the parts of this file of intents; it has {have or 'none'}.")
+    rows, lines = [], []
+    for line, entry in found[part]:
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(cell, str) for cell in entry):
+            raise BadData(f"{path}, line {line}: expected a [text, intent] pair of two strings in {part!r}.")
+        rows.append(tuple(_json_cell(path, line, name, cell) for name, cell in zip(INTENT_COLUMNS, entry, strict=True)))
+        lines.append(line)
+    left_out = len(found.get(OUT_OF_SCOPE + part, ()))
+    said = f"{path}: the {count(len(rows), 'text')} of {part!r} are read"
+    said += f"; {count(left_out, 'out-of-scope text')} of {OUT_OF_SCOPE + part!r} left out." if left_out else "."
+    return Table(path, INTENT_COLUMNS, tuple(rows), tuple(lines), (said,))
 
 
 def _json_cell(path: Path, line: int, key: str, value: object) -> str:

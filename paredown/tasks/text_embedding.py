@@ -31,14 +31,15 @@ def load(
     text_column: str | None = None,
     pair_column: str | None = None,
     score_column: str | None = None,
+    part: str = "train",
 ) -> TextData:
     """The texts of a file and, where it has them, their partners and the similarity scores of the pairs.
 
     Columns that are not named are looked for: sentence1/sentence2 or text_a/text_b with score, else one column of
-    texts. A file without a header takes column numbers from 1 (STS-B: "6", "7", "5"). Raises BadData that names file,
-    line and what is wrong.
+    texts. A file without a header takes column numbers from 1 (STS-B: "6", "7", "5"). Of a file of intents the `part`
+    is read. Raises BadData that names file, line and what is wrong.
     """
-    table = read_table(path, wanted=(text_column, pair_column, score_column))
+    table = read_table(path, wanted=(text_column, pair_column, score_column), part=part)
     if text_column is None and pair_column is None:
         for names in PAIR_COLUMNS:
             found = [table.first_of([name]) for name in names]

@@ -71,6 +71,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
         prune=found.verb("prune", as_bundle=True),
         validate=found.verb("validate", as_bundle=False),
         bench=found.verb("bench", as_bundle=False),
+        fewshot=found.verb("fewshot", as_bundle=False),
     )
     demo.__dict__.update(run=found.verb("demo", as_bundle=True))
     for name, module in (("pipeline", pipeline), ("demo", demo)):

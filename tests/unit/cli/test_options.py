@@ -36,9 +36,11 @@ FROZEN = {
     "score": f"--criterion {STUDY}",
     "sensitivity": f"--units --fractions --criterion --recover {STUDY}",
     "compare": f"--criteria --units --fractions --recover --ranking --seeds {STUDY}",
+    "fewshot": "--data --eval --against --shots --seeds --text-column --label-column --max-length --out --threads "
+    "--seed --json",
 }
 ARGUMENTS = {"prune": ["model"], "validate": ["bundle"], "bench": ["a", "b"], "inspect": ["bundle"], "demo": []}
-ARGUMENTS |= {verb: ["model"] for verb in ("score", "sensitivity", "compare")}
+ARGUMENTS |= {verb: ["model"] for verb in ("score", "sensitivity", "compare", "fewshot")}
 
 
 def options(verb: str) -> set[str]:
