@@ -9,6 +9,7 @@ import typer
 from paredown.cli import _options as options
 from paredown.cli._progress import shown
 from paredown.cli._studies import Data, Model, Out, asked, finished, make_folder, names, shares
+from paredown.errors import ParedownError
 
 WHAT = "What to try"
 
@@ -31,6 +32,14 @@ Scorers = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+
+
+def whole(text: str) -> list[int]:
+    """The numbers that "1,2,3" means."""
+    found = names(text)
+    if not all(one.isdigit() for one in found):
+        raise ParedownError(f"{text!r} is not a list of whole numbers: write 1,2,3")
+    return [int(one) for one in found]
 
 
 @app.command()
@@ -100,3 +109,67 @@ def sweep(
         )
         facts = pipeline.sweep(pipeline.StudySettings(**what), tokens, out=out, progress=progress)
     return finished(facts, "sweep", out, json)
+
+
+@app.command()
+def search(
+    model: Model,
+    *,
+    tasks: Annotated[
+        str,
+        typer.Option("--tasks", metavar="A.CSV,B.CSV", help="Files of labelled texts.", rich_help_panel=options.DATA),
+    ],
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    least: Annotated[
+        str, typer.Option("--s", metavar="A,B", help="Tokens that stay at least.", rich_help_panel=WHAT)
+    ] = "15,32,64,128",
+    quantile: Annotated[
+        str, typer.Option("--q", metavar="A,B", help="Quantiles below which tokens go.", rich_help_panel=WHAT)
+    ] = "0.2,0.3,0.4,0.5,0.6,0.7,0.8",
+    after: Annotated[
+        str, typer.Option("--l", metavar="A,B", help="Layers before that.", rich_help_panel=WHAT)
+    ] = "1,2,3",
+    scorer: Annotated[
+        str, typer.Option("--scorer", metavar="NAME", help="What ranks tokens.", rich_help_panel=WHAT)
+    ] = "attention",
+    max_drop: options.MaxDrop = None,
+    shots: Annotated[
+        int, typer.Option("--shots", min=1, metavar="N", help="Texts per class to learn from.", rich_help_panel=WHAT)
+    ] = 10,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Draws of them.", rich_help_panel=WHAT)] = 3,
+    target: Target = "torch",
+    max_length: options.MaxLength = None,
+    out: Out = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> int:
+    """Find one (s, q, l) for several tasks: texts longer than s tokens lose, after layer l, those below the q-quantile."""
+    make_folder(out)
+    with shown() as progress:
+        from paredown import pipeline
+
+        settings = pipeline.SearchSettings(
+            least=tuple(whole(least)),
+            quantile=tuple(shares(quantile)),
+            after=tuple(whole(after)),
+            scorer=scorer.replace("-", "_"),
+            shots=shots,
+            seeds=seeds,
+            target=target,
+            **({} if max_drop is None else {"max_drop": max_drop}),
+        )
+        facts = pipeline.search(
+            model,
+            [path.strip() for path in tasks.split(",") if path.strip()],
+            settings,
+            text_column=text_column,
+            label_column=label_column,
+            max_length=max_length,
+            threads=threads,
+            seed=seed,
+            out=out,
+            progress=progress,
+        )
+    return finished(facts, "search", out, json)

@@ -9,11 +9,13 @@ from paredown.pipeline._fewshot import fewshot
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
 from paredown.pipeline._study import StudySettings, compare, score_model, sensitivity
+from paredown.pipeline._token_search import SearchSettings, search
 from paredown.pipeline._tokens import TokenSettings, sweep
 from paredown.pipeline._validate import bench, validate
 
 __all__ = [
     "Progress",
+    "SearchSettings",
     "Settings",
     "Silent",
     "StudySettings",
@@ -24,6 +26,7 @@ __all__ = [
     "prune",
     "run",
     "score_model",
+    "search",
     "sensitivity",
     "sweep",
     "validate",

@@ -8,17 +8,23 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from safetensors.torch import save_file
 
 from paredown import registry
 from paredown.cores import cores
+from paredown.encoder import Encoder
+from paredown.models import LoadedModel
+from paredown.pipeline import _loaders
 from paredown.pipeline._prepare import Prepared
 from paredown.pipeline._settings import Progress
+from paredown.targets import export_stock
 from paredown.targets import onnxruntime as ort
 from paredown.tokens import Packed
-from paredown.types import Array, Runner, TokenPolicy, TokenStage
+from paredown.types import Anatomy, Array, Plan, Runner, TokenPolicy, TokenStage
+from paredown.validation.timing import Alternative
 
 FITTED_TOKENS = 60_000  # that gates and exits learn from: three hundred posts, or four thousand questions
 PROBED_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192)  # where it is measured whether dropping pays
@@ -28,6 +34,19 @@ PAYS = 1.02  # times as fast: what is gained by less may be noise
 # Of a run of `prune`: careful and bold, as (share of the layers, share of tokens that stays).
 CAREFUL, BOLD = (1 / 3, 0.7), (1 / 6, 0.5)
 WORTH_TRYING = 48.0  # mean tokens of a text; below, the gather costs what it saves
+
+
+class Dense(Protocol):
+    """A dense model with its exact folds; `Prepared` is one."""
+
+    @property
+    def loaded(self) -> LoadedModel: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+    @property
+    def encoder(self) -> Encoder: ...
 
 
 def policies_for(prepared: Prepared, layers: int, *, bold: bool) -> list[TokenPolicy]:
@@ -126,3 +145,30 @@ def _in_turn(runners: Sequence[Runner], batch: Mapping[str, Array]) -> Array:
             runner.run(batch)
             times[i, turn] = time.perf_counter() - begun
     return times[:, 1:]
+
+
+def dense_alternative(model: Dense, target: str, folder: Path) -> Alternative:
+    """The dense model on a target as anybody would run it."""
+    loaded = model.loaded
+    if target == "torch":
+        return Alternative("dense", _loaders.STOCK, loaded.source, {"task": loaded.task})
+    path = folder / "dense.onnx"
+    if not path.exists():
+        export_stock(model.encoder, path)
+    return Alternative("dense", _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(path))
+
+
+def alternative_of(packed: Packed | None, name: str, model: Dense, target: str, folder: Path) -> Alternative:
+    """What a worker needs to run a policy on a target; without a policy, to run without padding on torch."""
+    loaded = model.loaded
+    if target == "torch":
+        policy = packed.policy if packed is not None else TokenPolicy("norm")
+        identity = Plan(model.anatomy.fingerprint, model.anatomy.identity())
+        options = {"task": loaded.task, "plan": identity.to_json(), "policy": policy.to_json()}
+        if packed is not None and packed.tensors:
+            options["tensors"] = str(folder / f"{policy.id[:12]}.safetensors")
+            save_file(packed.tensors, options["tensors"])
+        return Alternative(name, _loaders.CUT, loaded.source, options)
+    assert packed is not None
+    path = ort.export(packed, folder / f"{packed.policy.id[:12]}.onnx")
+    return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(path))

@@ -21,23 +21,27 @@ from paredown import registry
 from paredown.cores import cores
 from paredown.errors import ParedownError, UnsupportedModel
 from paredown.files import replacing
-from paredown.pipeline import _loaders
 from paredown.pipeline._candidates import BASELINE, Candidate
 from paredown.pipeline._gate import Judged, as_row
 from paredown.pipeline._latency import at_once
 from paredown.pipeline._memory import give_back_what_is_freed
-from paredown.pipeline._policies import FITTED_TOKENS, described, special_ids, switched_off
+from paredown.pipeline._policies import (
+    FITTED_TOKENS,
+    alternative_of,
+    dense_alternative,
+    described,
+    special_ids,
+    switched_off,
+)
 from paredown.pipeline._prepare import Prepared, calibration_batches, outputs_of, prepare, timing_batches
 from paredown.pipeline._settings import DEFAULT_DROP, Progress, Silent
 from paredown.pipeline._study import StudySettings
 from paredown.surgery import parameters
-from paredown.targets import export_stock
-from paredown.targets import onnxruntime as ort
 from paredown.tokens import Packed, fit
-from paredown.types import Plan, TokenPolicy, TokenStage, canonical_json, finite
+from paredown.types import TokenPolicy, TokenStage, canonical_json, finite
 from paredown.validation.machine import card
 from paredown.validation.quality import paired_drop, passes
-from paredown.validation.timing import Alternative, Timing, measure, ratio
+from paredown.validation.timing import Timing, measure, ratio
 
 ROUNDS = 9
 SECONDS = 10.0  # of timing for each policy at most
@@ -250,30 +254,3 @@ def _timed(
         progress=lambda done, of: progress.advance(ROUNDS / of),
     )
     return found, names
-
-
-def dense_alternative(prepared: Prepared, target: str, folder: Path) -> Alternative:
-    """The dense model on a target as anybody would run it."""
-    loaded = prepared.loaded
-    if target == "torch":
-        return Alternative("dense", _loaders.STOCK, loaded.source, {"task": loaded.task})
-    path = folder / "dense.onnx"
-    if not path.exists():
-        export_stock(prepared.encoder, path)
-    return Alternative("dense", _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(path))
-
-
-def alternative_of(packed: Packed | None, name: str, prepared: Prepared, target: str, folder: Path) -> Alternative:
-    """What a worker needs to run a policy on a target; without a policy, to run without padding on torch."""
-    loaded = prepared.loaded
-    if target == "torch":
-        policy = packed.policy if packed is not None else TokenPolicy("norm")
-        identity = Plan(prepared.anatomy.fingerprint, prepared.anatomy.identity())
-        options = {"task": loaded.task, "plan": identity.to_json(), "policy": policy.to_json()}
-        if packed is not None and packed.tensors:
-            options["tensors"] = str(folder / f"{policy.id[:12]}.safetensors")
-            save_file(packed.tensors, options["tensors"])
-        return Alternative(name, _loaders.CUT, loaded.source, options)
-    assert packed is not None
-    path = ort.export(packed, folder / f"{packed.policy.id[:12]}.onnx")
-    return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(path))

@@ -81,6 +81,8 @@ def terminal(facts: Facts) -> RenderableType:
     if "candidates" in facts:
         parts += [Text(""), summary(facts)]
         return Group(*parts)
+    if "left_out" in facts:
+        parts.append(Text(str(facts.get("verdict")), style="bold"))
     head, cells = table_of(facts)
     for unit in dict.fromkeys(row[0] for row in cells):  # a table each, that a terminal is wide enough for
         own = [line for line in cells if line[0] == unit]
@@ -101,6 +103,8 @@ def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Heading and cells: by criterion and fraction of a comparison, by layer of a sensitivity study; else nothing."""
     if "candidates" in facts:
         return _policies(facts)
+    if "left_out" in facts:
+        return _over_tasks(facts)
     rows = words.mappings(facts.get("rows"))
     metric = facts.get("quality_metric")
     key = "criterion" if any("criterion" in row for row in rows) else "layer"
@@ -141,6 +145,41 @@ def _policies(facts: Facts) -> tuple[list[str], list[list[str]]]:
     return head, cells
 
 
+def _over_tasks(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """Of a search: every task under the chosen policy, under the one that the others chose, under the published one."""
+    metric = "accuracy"
+    head = [
+        "policy",
+        "task",
+        "s, q, l",
+        "texts longer than s",
+        "dense",
+        "pruned",
+        "points lost [95 %]",
+        "times as fast",
+    ]
+    cells = []
+
+    def line(name: str, row: Facts, policy: Facts, long: object) -> None:
+        drop, said = row.get("drop"), ", ".join(f"{policy[key]:g}" for key in ("s", "q", "l") if key in policy)
+        lost = (
+            f"{words.drop(metric, words.mapping(drop).get('value'), unit=False)} [{words.drop_interval(metric, drop)}]"
+        )
+        dense, pruned = (words.quality(metric, words.mapping(row.get(key)).get("value")) for key in ("dense", "pruned"))
+        found = [name, str(row.get("task")), said, words.percent(long) if long is not None else "", dense, pruned]
+        cells.append([*found, lost, ratio(row.get("time")) if row.get("time") else ""])
+
+    for row in words.mappings(facts.get("tasks")):
+        line("chosen by all tasks", row, words.mapping(facts.get("chosen")), row.get("longer_than_s"))
+    for row in words.mappings(facts.get("left_out")):
+        if row.get("policy"):
+            line("chosen by the other tasks", row, words.mapping(row["policy"]), None)
+    for row in words.mappings(facts.get("tasks")):
+        if published := words.mapping(row.get("published")):
+            line("published", {**published, "task": row.get("task")}, words.mapping(facts.get("published")), None)
+    return head, cells
+
+
 def _mean_drop(rows: Iterable[Facts]) -> float:
     drops = [float(row["drop"]["value"]) for row in rows]
     return sum(drops) / len(drops)
@@ -162,6 +201,8 @@ def _in_order(facts: Facts) -> str:
 
 
 def _sections(facts: Facts) -> tuple[str, list[tuple[str, str, str]]]:
+    if "left_out" in facts:
+        return "One token policy for several tasks", []
     if "candidates" in facts:
         said = "Up and to the right is better; the line is the gate."
         return "Tokens left out", [("Quality against speed", said, pareto(facts, 760.0))]
