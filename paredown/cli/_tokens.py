@@ -145,7 +145,7 @@ def search(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
-    """Find one (s, q, l) for several tasks: texts longer than s tokens lose, after layer l, those below the q-quantile."""
+    """Find one (s, q, l) for several tasks: texts above s tokens lose, after layer l, those below the q-quantile."""
     make_folder(out)
     with shown() as progress:
         from paredown import pipeline
