@@ -24,7 +24,17 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from paredown.importance import score
-    from paredown.pipeline import StudySettings, bench, compare, prune, sensitivity, validate
+    from paredown.pipeline import (
+        EmbedderSettings,
+        StudySettings,
+        bench,
+        compare,
+        distill_embedder,
+        prune,
+        sensitivity,
+        train_embedder,
+        validate,
+    )
     from paredown.planning import Shares, by_shares, plan
     from paredown.recovery import recover
     from paredown.surgery import cut, mask
@@ -63,7 +73,17 @@ _CONTENTS = {
         "UnsupportedModel",
     ),
     "importance": ("score",),
-    "pipeline": ("StudySettings", "bench", "compare", "prune", "sensitivity", "validate"),
+    "pipeline": (
+        "EmbedderSettings",
+        "StudySettings",
+        "bench",
+        "compare",
+        "distill_embedder",
+        "prune",
+        "sensitivity",
+        "train_embedder",
+        "validate",
+    ),
     "planning": ("Shares", "by_shares", "plan"),
     "recovery": ("recover",),
     "surgery": ("cut", "mask"),
@@ -92,6 +112,7 @@ __all__ = [
     "Budget",
     "CorruptBundle",
     "Counter",
+    "EmbedderSettings",
     "FingerprintMismatch",
     "GateFailed",
     "Group",
@@ -116,6 +137,7 @@ __all__ = [
     "compare",
     "cut",
     "describe",
+    "distill_embedder",
     "export",
     "load",
     "mask",
@@ -124,6 +146,7 @@ __all__ = [
     "recover",
     "score",
     "sensitivity",
+    "train_embedder",
     "validate",
 ]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from paredown.cli import _embedder, _output, _studies
 from paredown.cli import _options as options
-from paredown.cli import _output, _studies
 from paredown.cli._progress import shown
 from paredown.errors import GateFailed
 
@@ -319,3 +319,4 @@ def _show_run(facts: Mapping[str, Any], as_json: bool) -> int:
 
 for _verb in (_studies.score, _studies.sensitivity, _studies.compare):
     app.command()(_verb)
+app.add_typer(_embedder.app)

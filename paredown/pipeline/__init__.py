@@ -5,22 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from paredown.bundle import Bundle
+from paredown.pipeline._embedder import EmbedderSettings, distill_embedder, train_embedder
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
 from paredown.pipeline._study import StudySettings, compare, score_model, sensitivity
 from paredown.pipeline._validate import bench, validate
 
 __all__ = [
+    "EmbedderSettings",
     "Progress",
     "Settings",
     "Silent",
     "StudySettings",
     "bench",
     "compare",
+    "distill_embedder",
     "prune",
     "run",
     "score_model",
     "sensitivity",
+    "train_embedder",
     "validate",
 ]
 
