@@ -20,7 +20,7 @@ from paredown.anatomy import describe
 from paredown.encoder import Encoder
 from paredown.errors import BadData, ParedownError, UnsupportedModel
 from paredown.models import load_model
-from paredown.pipeline import EmbedderSettings, distill_embedder, train_embedder
+from paredown.pipeline import EmbedderSettings, _embedder, distill_embedder, train_embedder
 from paredown.pipeline._embedder import evenly_spread
 from paredown.pipeline._examples import alike, divided, read
 from paredown.pipeline._prepare import outputs_of
@@ -112,6 +112,12 @@ def distilled(deep: Path, plain: Path, tmp_path_factory: pytest.TempPathFactory)
     return out, distill_embedder(settings(deep, plain, out, layers=2, steps=60, learning_rate=3e-3))
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the timing at the end, which starts two processes: one test has it."""
+    monkeypatch.setattr(_embedder, "speed", lambda *_, **__: {})
+
+
 # -------------------------------------------------------------------------------------------------------- distillation
 
 
@@ -147,10 +153,7 @@ def test_the_folder_is_what_load_model_and_sentence_transformers_open(
     encoder = Encoder(loaded.model, describe(loaded.model, pooling="mean", normalize=True).layout)
     said = texts(20, seed=5)
     tokens = tokenize(loaded.tokenizer, said, max_length=loaded.max_length, input_names=encoder.input_names)
-    with torch.inference_mode():
-        ours = run_batches(
-            lambda arrays: encoder(**{k: torch.from_numpy(v) for k, v in arrays.items()}).numpy(), tokens
-        )
+    ours = outputs_of(encoder, tokens)
     theirs = SentenceTransformer(str(out), device="cpu").encode(said)
     assert np.abs(ours - theirs).max() < 1e-5
 
@@ -160,6 +163,7 @@ def test_nothing_is_left_beside_the_folder(distilled: tuple[Path, dict[str, Any]
     assert [path.name for path in out.parent.iterdir()] == ["student"]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_the_same_seed_gives_the_same_student(deep: Path, plain: Path, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     for name in ("a", "b"):
@@ -168,6 +172,7 @@ def test_the_same_seed_gives_the_same_student(deep: Path, plain: Path, tmp_path:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("untimed")
 def test_what_was_stopped_ends_as_if_it_had_not_been(deep: Path, plain: Path, tmp_path: Path) -> None:
     asked = {"layers": 2, "steps": 40, "learning_rate": 1e-3}
     distill_embedder(settings(deep, plain, tmp_path / "whole", **asked))
@@ -195,12 +200,14 @@ def test_what_was_stopped_ends_as_if_it_had_not_been(deep: Path, plain: Path, tm
     assert same(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_training_that_harms_leaves_the_start(deep: Path, plain: Path, tmp_path: Path) -> None:
     facts = distill_embedder(settings(deep, plain, tmp_path / "out", layers=4, steps=10))  # nothing to gain
     assert not facts["improved"]
     assert figure(facts, "cosine")["after"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.usefixtures("untimed")
 def test_scored_pairs_are_judged_by_spearman(deep: Path, tmp_path: Path) -> None:
     one, two = texts(160), texts(160, seed=2)
     rows = [("x", "y", "z", i, i % 6, a, b) for i, (a, b) in enumerate(zip(one, two, strict=True))]
@@ -218,6 +225,7 @@ def test_scored_pairs_are_judged_by_spearman(deep: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra", "mpnet"])
+@pytest.mark.usefixtures("untimed")
 def test_every_family_can_be_a_teacher(family: str, plain: Path, tmp_path: Path) -> None:
     teacher = save(tiny(family, "text-embedding"), tmp_path / "teacher")  # a plain folder of transformers
     facts = distill_embedder(settings(teacher, plain, tmp_path / "out", layers=2, steps=30, learning_rate=3e-3))
