@@ -36,7 +36,8 @@ from paredown.types import Array
 CONTRAST, DISTILL = "contrast", "distill"
 PACKAGES = {"sentence_transformers": "sentence-transformers", "datasets": "datasets", "accelerate": "accelerate"}
 BEST = "best"  # the folder of what a training that is over has learnt
-CHECKS = 10  # of the held-out loss in a training, and as many checkpoints
+CHECKS = 10  # of the held-out loss in a training, and as many checkpoints; fewer where they would take more than
+JUDGING = 0.2  # of the minutes
 PATIENCE = 3  # checks without a better loss end it
 TIMED_STEPS = 6  # by which steps are made out of minutes; the first two are left out
 MOST_STEPS = 1_000_000
@@ -125,11 +126,16 @@ def _begun(start: Path, lesson: Lesson, course: Course, folder: Path) -> dict[st
     judging = time.perf_counter() - clock
     if course.epochs is not None:
         steps = math.ceil(course.epochs * len(probe.get_train_dataloader()))
-    elif course.minutes is not None:
+    checks = CHECKS
+    if course.minutes is not None:
         probe.train()
-        steps = int((60 * course.minutes - CHECKS * judging) / max(1e-6, float(np.mean(took[2:]))))
+        seconds = 60 * course.minutes
+        checks = min(CHECKS, max(1, int(JUDGING * seconds / max(1e-6, judging))))
+        left = max((1 - JUDGING) * seconds, seconds - checks * judging)
+        steps = int(left / max(1e-6, float(np.mean(took[2:]))))
     shutil.rmtree(folder / "probe", ignore_errors=True)
-    notes = {"start": loss, "steps": min(MOST_STEPS, max(1, steps)), "seconds": 0.0, "checks": []}
+    steps = min(MOST_STEPS, max(1, steps))
+    notes = {"start": loss, "steps": steps, "every": max(1, steps // checks), "seconds": 0.0, "checks": []}
     remember(folder, notes)
     return notes
 
@@ -158,7 +164,7 @@ def _trained(
 
     with _asked_to_stop() as asked:
         watch = _watch(began, steps, checks, now, folder, notes, asked, report)
-        trainer = _trainer(_opened(start, lesson), lesson, course, folder, steps, watch, checks=True)
+        trainer = _trainer(_opened(start, lesson), lesson, course, folder, steps, watch, every=notes["every"])
         trainer.train(resume_from_checkpoint=last)
         if asked:
             raise KeyboardInterrupt
@@ -185,9 +191,10 @@ def _opened(start: Path, lesson: Lesson) -> Any:
     from sentence_transformers import SentenceTransformer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SentenceTransformer(str(start), device=device, local_files_only=True)
-    model.model_card_data.generate_widget_examples = False  # a card is not written, and they take seconds
-    transformer = cast(Any, model[0]).auto_model
+    model: Any = SentenceTransformer(str(start), device=device, local_files_only=True)
+    card = model.model_card_data  # a card is not kept: nothing is looked up or computed for it
+    card.local_files_only, card.set_widget_examples = True, lambda _dataset: None
+    transformer = model[0].auto_model
     for name in lesson.frozen:
         transformer.get_submodule(name).requires_grad_(False)
     if lesson.objective == DISTILL:
@@ -205,15 +212,15 @@ def _trainer(
     steps: int,
     callback: Any,
     *,
-    checks: bool = False,
+    every: int = 0,
 ) -> Any:
-    """sentence-transformers' trainer of a lesson; with `checks` it judges, and writes checkpoints, on the way."""
+    """sentence-transformers' trainer of a lesson, which judges and writes a checkpoint after `every` so many steps."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MSELoss, MultipleNegativesRankingLoss
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    gpu, when = torch.cuda.is_available(), "steps" if checks else "no"
+    gpu, when = torch.cuda.is_available(), "steps" if every else "no"
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -226,11 +233,11 @@ def _trainer(
         warmup_steps=max(1, steps // 10),
         batch_sampler=cast(Any, _sampler(lesson)),
         eval_strategy=when,
-        eval_steps=max(1, steps // CHECKS),
+        eval_steps=max(1, every),
         save_strategy=when,
-        save_steps=max(1, steps // CHECKS),
+        save_steps=max(1, every),
         save_total_limit=2,
-        load_best_model_at_end=checks,
+        load_best_model_at_end=bool(every),
         metric_for_best_model="loss",
         greater_is_better=False,
         logging_strategy="no",
@@ -252,7 +259,7 @@ def _trainer(
         train_dataset=sets[0],
         eval_dataset=sets[1],
         loss=MSELoss(model) if lesson.objective == DISTILL else MultipleNegativesRankingLoss(model),
-        callbacks=[callback] + ([EarlyStoppingCallback(PATIENCE)] if checks else []),
+        callbacks=[callback] + ([EarlyStoppingCallback(PATIENCE)] if every else []),
     )
     trainer.remove_callback(PrinterCallback)  # `report` tells
     return trainer
@@ -313,8 +320,8 @@ class _Dealt(torch.utils.data.BatchSampler):
 def by_label(labels: Array, batch_size: int, count: int, rng: np.random.Generator) -> Iterator[list[int]]:
     """So many batches of rows of labels that all differ.
 
-    Labels with more rows left are drawn more often, so that frequent ones do not remain for the end. A pass over the
-    rows is over when fewer than half as many labels are left as a batch takes.
+    Labels with more rows left are drawn more often, so that frequent ones do not remain for the end. When fewer than
+    half as many labels have rows left as a batch takes, those that have none begin anew.
     """
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     batch_size = min(batch_size, len(groups))
@@ -322,7 +329,7 @@ def by_label(labels: Array, batch_size: int, count: int, rng: np.random.Generato
     for _ in range(count):
         left = np.array([len(deck) for deck in decks])
         if (left > 0).sum() < max(2, batch_size / 2):
-            decks = [rng.permutation(rows).tolist() for rows in groups]
+            decks = [deck or rng.permutation(rows).tolist() for deck, rows in zip(decks, groups, strict=True)]
             left = np.array([len(deck) for deck in decks])
         size = min(batch_size, int((left > 0).sum()))
         drawn = rng.choice(len(decks), size, replace=False, p=left / left.sum())
@@ -366,6 +373,8 @@ def _watch(
             if report:
                 latest = checks[-1] if checks else Progress(0.0, 0, began, began)
                 report(Progress(now(), state.global_step, latest.distance, latest.best), steps)
+            if state.global_step == steps:  # the last state is judged too, whatever the steps between two checks
+                control.should_evaluate = control.should_save = True
             if asked:
                 control.should_save = control.should_training_stop = True
 
