@@ -24,7 +24,18 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from paredown.importance import score
-    from paredown.pipeline import StudySettings, bench, compare, fewshot, prune, sensitivity, validate
+    from paredown.pipeline import (
+        EmbedderSettings,
+        StudySettings,
+        bench,
+        compare,
+        distill_embedder,
+        fewshot,
+        prune,
+        sensitivity,
+        train_embedder,
+        validate,
+    )
     from paredown.planning import Shares, by_shares, plan
     from paredown.recovery import recover
     from paredown.surgery import cut, mask
@@ -63,7 +74,18 @@ _CONTENTS = {
         "UnsupportedModel",
     ),
     "importance": ("score",),
-    "pipeline": ("StudySettings", "bench", "compare", "fewshot", "prune", "sensitivity", "validate"),
+    "pipeline": (
+        "EmbedderSettings",
+        "StudySettings",
+        "bench",
+        "compare",
+        "distill_embedder",
+        "fewshot",
+        "prune",
+        "sensitivity",
+        "train_embedder",
+        "validate",
+    ),
     "planning": ("Shares", "by_shares", "plan"),
     "recovery": ("recover",),
     "surgery": ("cut", "mask"),
@@ -92,6 +114,7 @@ __all__ = [
     "Budget",
     "CorruptBundle",
     "Counter",
+    "EmbedderSettings",
     "FingerprintMismatch",
     "GateFailed",
     "Group",
@@ -116,6 +139,7 @@ __all__ = [
     "compare",
     "cut",
     "describe",
+    "distill_embedder",
     "export",
     "fewshot",
     "load",
@@ -125,6 +149,7 @@ __all__ = [
     "recover",
     "score",
     "sensitivity",
+    "train_embedder",
     "validate",
 ]
 

