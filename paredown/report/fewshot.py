@@ -53,7 +53,7 @@ def table(facts: Facts) -> RenderableType:
     head, rows = table_of(facts)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, title in enumerate(head):
-        grid.add_column(Text(title), justify="left" if i == 1 else "right", overflow="fold")
+        grid.add_column(Text(title), justify="left" if i == 1 else "right", no_wrap=i > 1, overflow="fold")
     before = ""
     for row in rows:
         grid.add_row(*(Text(cell) for cell in (["" if row[0] == before else row[0], *row[1:]])))
@@ -92,7 +92,7 @@ def compared_with(facts: Facts) -> str:
 
 
 def _cell(metric: str, found: object) -> str:
-    ends = words.drop_interval(metric, found)
+    ends = words.drop_interval(metric, found).replace(" to ", ", ")  # four of these must fit beside a name
     value = words.mapping(found).get("value")
     return f"{words.drop(metric, value, unit=False)} [{ends}]" if ends else ""
 

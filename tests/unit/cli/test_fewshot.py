@@ -85,7 +85,7 @@ def test_the_signatures_agree() -> None:
 def test_the_table_says_what_was_found(learnt: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(ASKED) == 0
     out = capsys.readouterr().out
-    for said in ("77 labels", "3,080 test texts", "10 draws", "52.34 [51.34 to 53.34]", "−2.34 [−3.34 to −1.34]"):
+    for said in ("77 labels", "3,080 test texts", "10 draws", "52.34 [51.34, 53.34]", "−2.34 [−3.34, −1.34]"):
         assert said in out
     assert "630" in out and "2.10×" in out and "against model" in out
     assert "3 texts were <dropped>." in out

@@ -55,9 +55,9 @@ def test_the_table_has_differences_only_where_models_are_compared() -> None:
     assert rows[1] == [
         "1",
         "slim",
-        "43.00 [42.00 to 44.00]",
-        "42.00 [41.00 to 43.00]",
-        *["−10.00 [−11.00 to −9.00]"] * 2,
+        "43.00 [42.00, 44.00]",
+        "42.00 [41.00, 43.00]",
+        *["−10.00 [−11.00, −9.00]"] * 2,
     ]
     assert rows[0][4:] == ["", ""]
     head, rows = fewshot.table_of(facts(models=("dense",)))
