@@ -26,7 +26,7 @@ from paredown.anatomy import describe
 from paredown.calibration import Batch
 from paredown.cores import cores
 from paredown.encoder import Encoder
-from paredown.errors import BadData, InfeasibleBudget, ParedownError
+from paredown.errors import BadData, ParedownError
 from paredown.models import EMBEDDING, LoadedModel, load_model
 from paredown.pipeline._latency import at_once
 from paredown.pipeline._memory import give_back_what_is_freed
@@ -131,8 +131,8 @@ def search(
     the time of texts longer than s, and the same for the policy that the other tasks alone choose; and the published
     configuration as it is. `tasks` are labelled files; a file of intents (CLINC150) has its own test texts.
 
-    Classifiers are learnt on embeddings of the policy that they are used with. Raises InfeasibleBudget when none of the
-    grid is good enough.
+    Classifiers are learnt on embeddings of the policy that they are used with. When none of the grid is good enough,
+    `accepted` is false, what is reported is the one that loses least, and nothing is written into `out`.
     """
     settings, progress = settings or SearchSettings(), progress or Silent()
     if len(tasks) < 2:
@@ -231,12 +231,8 @@ class _Search:
         self.progress.stage("Searching", len(everyone) + 1)
         best = self._cheapest(everyone)
         self.progress.advance()
-        if best is None:
-            raise InfeasibleBudget(
-                f"No policy of the grid stays within {self.settings.max_drop:.1%} on every task: allow more, or try "
-                "a smaller q or a larger s.",
-                closest=0.0,
-            )
+        accepted = best is not None
+        best = best or self._closest(everyone)
         left_out = []
         for i in everyone:
             others = tuple(j for j in everyone if j != i)
@@ -252,12 +248,20 @@ class _Search:
             rows.append({"task": self.tasks[i].name, **self._about(i, best), **self._compared(i, best, everyone)})
         s, q, l = best  # noqa: E741
         packed = self._packed(best, everyone)
-        if out is not None:
+        if out is not None and accepted:
             write_policy(Path(out), packed)
         worst = max(row["drop"].value for row in rows)
         verdict = (
             f"s = {s}, q = {q:g}, l = {l}: {100 * worst:.2f} points lost at most, on texts that it was not chosen by."
         )
+        if not accepted:
+            lost = {self.tasks[i].name: self._drop(i, best, everyone) for i in everyone}
+            most = max(lost, key=lambda name: lost[name])
+            verdict = (
+                f"No policy of the grid stays within {self.settings.max_drop:.1%} on every task. s = {s}, q = {q:g}, "
+                f"l = {l} loses least: {100 * lost[most]:.2f} points on {most}, on the texts to choose by. Allow more, "
+                "or try a smaller q, a larger s or another scorer."
+            )
         tried = [
             {
                 **_named(one),
@@ -268,7 +272,8 @@ class _Search:
             if all(self._known(i, one, everyone) for i in everyone)
         ]
         return {
-            "policy": packed.policy,
+            "accepted": accepted,
+            "policy": packed.policy if accepted else None,
             "chosen": _named(best),
             "published": _named(PUBLISHED),
             "tasks": rows,
@@ -290,6 +295,12 @@ class _Search:
                 return one
             failed.append(one)
         return None
+
+    def _closest(self, fold: tuple[int, ...]) -> tuple[int, float, int]:
+        """Of those tried on all of these tasks, and the most careful ones, the policy with the least worst drop."""
+        careful = sorted(self.grid, key=lambda one: self._cost(one, fold))[-3:]
+        known = [one for one in self.grid if all(self._known(i, one, fold) for i in fold)]
+        return min([*known, *careful], key=lambda one: max(self._drop(i, one, fold) for i in fold))
 
     def _cost(self, one: tuple[int, float, int], fold: tuple[int, ...]) -> float:
         """Tokens times layers that are left, as a share of all, mean over tasks: what the order of trying goes by."""

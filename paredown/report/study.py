@@ -156,7 +156,7 @@ def _over_tasks(facts: Facts) -> tuple[list[str], list[list[str]]]:
         "dense",
         "pruned",
         "points lost [95 %]",
-        "times as fast",
+        "their time, of the dense [95 %]",
     ]
     cells = []
 
@@ -167,7 +167,9 @@ def _over_tasks(facts: Facts) -> tuple[list[str], list[list[str]]]:
         )
         dense, pruned = (words.quality(metric, words.mapping(row.get(key)).get("value")) for key in ("dense", "pruned"))
         found = [name, str(row.get("task")), said, words.percent(long) if long is not None else "", dense, pruned]
-        cells.append([*found, lost, ratio(row.get("time")) if row.get("time") else ""])
+        taken = words.mapping(row.get("time"))
+        ends = f"{taken['value']:.0%} [{taken['low']:.0%}, {taken['high']:.0%}]" if taken else ""
+        cells.append([*found, lost, ends])
 
     for row in words.mappings(facts.get("tasks")):
         line("chosen by all tasks", row, words.mapping(facts.get("chosen")), row.get("longer_than_s"))

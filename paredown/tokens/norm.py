@@ -1,7 +1,7 @@
 """The length of a token's hidden state: sqrt(sum of x^2) over the width.
 
 No attention is needed. Behind a LayerNorm lengths differ by its weights' pattern alone, and still tell tokens apart
-that carry content. A control in the literature on key and value norms (Devoto et al. 2024, arXiv:2406.11430, use keys).
+that carry content. Devoto et al. 2024 (arXiv:2406.11430) rank by the norms of keys: that is `key_norm`.
 """
 
 from __future__ import annotations

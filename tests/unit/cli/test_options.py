@@ -43,12 +43,17 @@ ARGUMENTS = {"prune": ["model"], "validate": ["bundle"], "bench": ["a", "b"], "i
 ARGUMENTS |= {verb: ["model"] for verb in ("score", "sensitivity", "compare", "fewshot")}
 
 # Verbs of two words, likewise.
+TOKENS = "--text-column --max-drop --target --max-length --out --threads --seed --json"
 LEARNT = "--data --eval --text-column --pair-column --score-column --eval-text-column --max-length --epochs --minutes "
 LEARNT += "--steps --batch-size --learning-rate --out --threads --seed --json"
 FROZEN |= {
+    "tokens sweep": f"--data --eval --label-column --keep --scorers --after --rule --action --least --exit --confidence "
+    f"{TOKENS}",
+    "tokens search": f"--tasks --label-column --s --q --l --scorer --shots --seeds {TOKENS}",
     "embedder train": f"--negative-column --label-column --minimum-score {LEARNT}",
     "embedder distill": f"--layers --keep-layers {LEARNT}",
 }
+ARGUMENTS |= {"tokens sweep": ["model"], "tokens search": ["model"]}
 ARGUMENTS |= {"embedder train": ["model"], "embedder distill": ["teacher"]}
 
 
