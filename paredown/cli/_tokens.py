@@ -77,6 +77,15 @@ def sweep(
     least: Annotated[
         int, typer.Option("--least", min=1, metavar="N", help="No text falls below that.", rich_help_panel=WHAT)
     ] = 1,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="FOLDER",
+            help="Try this one as it is: what --out of a sweep or search made.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     exit: Annotated[
         bool, typer.Option("--exit", help="Dropped tokens count in the mean, by a linear map.", rich_help_panel=WHAT)
     ] = False,
@@ -107,7 +116,7 @@ def sweep(
             target=target,
             **({} if max_drop is None else {"max_drop": max_drop}),
         )
-        facts = pipeline.sweep(pipeline.StudySettings(**what), tokens, out=out, progress=progress)
+        facts = pipeline.sweep(pipeline.StudySettings(**what), tokens, policy=policy, out=out, progress=progress)
     return finished(facts, "sweep", out, json)
 
 

@@ -88,10 +88,11 @@ class Prepared:
         return bool(self.loaded.labels)
 
 
-def prepare(settings: Settings, *, probed: bool = False) -> Prepared:
+def prepare(settings: Settings, *, probed: bool = False, judged_tokens: int = EVALUATED_TOKENS) -> Prepared:
     """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun.
 
     `probed`: where an embedder's data has labels, its task is to serve a linear classifier (`tasks.LinearProbe`).
+    Guardrail and test texts are about as many as hold `judged_tokens`.
     """
     loaded = load_model(settings.model, task=settings.task)
     generates = loaded.task == CAUSAL_LM
@@ -124,9 +125,9 @@ def prepare(settings: Settings, *, probed: bool = False) -> Prepared:
         owner = tokens[name].owner
         owner = np.arange(len(tokens[name])) % len(part) if owner is None else owner  # partners come after the texts
         least = EVALUATED_PASSAGES if generates else EVALUATED_TEXTS
-        count = len(part) if learnt else _affordable(tokens[name], owner, least)
+        count = len(part) if learnt else affordable(tokens[name], least, owner=owner, most_tokens=judged_tokens)
         if count < len(part):
-            notes.append(f"{count} of {len(part)} {name} texts are used: they are long ({EVALUATED_TOKENS} tokens).")
+            notes.append(f"{count} of {len(part)} {name} texts are used: they are long ({judged_tokens} tokens).")
             parts[name] = part.take(np.arange(count))
             tokens[name] = tokens[name].take(np.flatnonzero(owner < count))
     cut_off = sum(one.truncated for one in tokens.values())
@@ -149,7 +150,7 @@ def _probing(prepared: Prepared) -> Prepared:
     """With the task of serving a linear classifier, fitted to the dense embeddings of calibration texts."""
     labels = prepared.splits.calibration.labels
     assert labels is not None
-    count = _affordable(prepared.calibration, np.arange(len(prepared.calibration)), PROBED_TEXTS)
+    count = affordable(prepared.calibration, PROBED_TEXTS)
     embeddings = outputs_of(prepared.network, prepared.calibration.take(np.arange(count)))
     return replace(prepared, task=cast(Task, LinearProbe(embeddings, labels[:count])))
 
@@ -191,10 +192,12 @@ def run_key(settings: Settings, prepared: Prepared) -> str:
     return found.hexdigest()
 
 
-def _affordable(tokens: Tokens, owner: Array, least: int) -> int:
-    """How many of the first examples to judge on; `owner` says whose a row is: an example has one or several."""
-    cost = np.bincount(owner, weights=tokens.lengths)
-    return min(len(cost), max(least, int(np.searchsorted(np.cumsum(cost), EVALUATED_TOKENS)) + 1))
+def affordable(
+    tokens: Tokens, least: int = EVALUATED_TEXTS, *, owner: Array | None = None, most_tokens: int = EVALUATED_TOKENS
+) -> int:
+    """How many of the first examples to judge on; `owner` says whose a row is where an example has several."""
+    cost = np.bincount(np.arange(len(tokens)) if owner is None else owner, weights=tokens.lengths)
+    return min(len(cost), max(least, int(np.searchsorted(np.cumsum(cost), most_tokens)) + 1))
 
 
 def describe_loaded(loaded: LoadedModel, model: Any) -> Anatomy:

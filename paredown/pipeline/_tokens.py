@@ -1,6 +1,7 @@
 """Which tokens to leave out while a model runs: policies tried side by side, and the length from which they pay.
 
-Everything here is judged on the guardrail texts; the test split stays closed.
+Everything here is judged on the guardrail texts; the test split stays closed. All policies are judged on some of the
+texts first; then, from the fastest on, those that might pass on all of them, until one does.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paredown import registry
 from paredown.cores import cores
 from paredown.errors import ParedownError, UnsupportedModel
 from paredown.files import replacing
+from paredown.network import Forward
 from paredown.pipeline._candidates import BASELINE, Candidate
 from paredown.pipeline._gate import Judged, as_row
 from paredown.pipeline._latency import at_once
@@ -33,18 +37,26 @@ from paredown.pipeline._policies import (
     special_ids,
     switched_off,
 )
-from paredown.pipeline._prepare import Prepared, calibration_batches, outputs_of, prepare, timing_batches
+from paredown.pipeline._prepare import (
+    Prepared,
+    affordable,
+    calibration_batches,
+    outputs_of,
+    prepare,
+    timing_batches,
+)
 from paredown.pipeline._settings import DEFAULT_DROP, Progress, Silent
 from paredown.pipeline._study import StudySettings
 from paredown.surgery import parameters
 from paredown.tokens import Packed, fit
-from paredown.types import TokenPolicy, TokenStage, canonical_json, finite
+from paredown.types import Array, TokenPolicy, TokenStage, canonical_json, finite
 from paredown.validation.machine import card
-from paredown.validation.quality import paired_drop, passes
+from paredown.validation.quality import Drop, paired_drop, passes
 from paredown.validation.timing import Timing, measure, ratio
 
 ROUNDS = 9
 SECONDS = 10.0  # of timing for each policy at most
+JUDGED_TOKENS = 1_000_000  # of guardrail texts, where a first look says that a policy may pass
 POLICY, TENSORS = "policy.json", "policy.safetensors"
 
 
@@ -102,6 +114,7 @@ def sweep(
     asked: StudySettings,
     tokens: TokenSettings | None = None,
     *,
+    policy: str | Path | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -111,107 +124,176 @@ def sweep(
     below the length where it was measured to pay. Quality of an embedder is the accuracy of a linear classifier on the
     dense embeddings where the data has labels, otherwise the cosine to the dense model. Speed is on the target, against
     its dense model as anybody would run it, in batches sorted by length.
+
+    `policy` is such a folder: that one policy is tried as it is, on other texts perhaps.
     """
     tokens, progress = tokens or TokenSettings(), progress or Silent()
     before = torch.get_num_threads()
     torch.set_num_threads(asked.threads or cores())
     try:
         progress.stage("Reading model and data")
-        prepared = prepare(asked.settings(), probed=True)
+        settings = replace(asked.settings(), max_drop=tokens.max_drop, confidence=tokens.confidence)
+        prepared = prepare(settings, probed=True, judged_tokens=JUDGED_TOKENS)
         if prepared.generates:
             raise UnsupportedModel("tokens are dropped from text encoders; a language model needs all of them to go on")
+        tried = _fitted(tokens, prepared, asked.seed, progress) if policy is None else [read_policy(policy, prepared)]
         with tempfile.TemporaryDirectory() as folder:
-            return _swept(asked, tokens, prepared, Path(folder), out, progress)
+            facts = _swept(asked, tokens, prepared, tried, Path(folder), progress)
+            chosen = next((i for i, row in enumerate(facts["candidates"]) if row.get("chosen")), None)
+            if chosen is not None and policy is None:
+                best = tried[chosen - (len(facts["candidates"]) - len(tried))]
+                best, curve = switched_off(best, prepared, tokens.target, Path(folder), asked.threads, progress)
+                facts |= {"policy": best.policy, "lengths": curve}
+                if out is not None:
+                    write_policy(Path(out), best)
+        facts["verdict"] = _verdict(facts)
+        plain: dict[str, Any] = json.loads(canonical_json(finite(facts)))
+        return plain
     finally:
         torch.set_num_threads(before)
+
+
+def _fitted(settings: TokenSettings, prepared: Prepared, seed: int, progress: Progress) -> list[Packed]:
+    """The policies of the settings, with what they learn from calibration texts."""
+    policies = settings.policies(len(prepared.encoder.layers), special_ids(prepared.loaded.tokenizer))
+    batches = calibration_batches(prepared.calibration, most_tokens=FITTED_TOKENS)
+    progress.stage("Fitting policies", len(policies))
+    found = []
+    known: dict[tuple[object, ...], dict[str, Tensor]] = {}
+    for policy in policies:
+        # a gate depends on where it stands, not on how many tokens it lets through
+        key = (policy.scorer, *(s.after for s in policy.stages), *(policy.stages if policy.exit else ()))
+        if key not in known:
+            known[key] = fit(prepared.encoder, policy, batches, seed=seed)
+            give_back_what_is_freed()
+        found.append(Packed(prepared.encoder, policy, known[key]))
+        progress.advance(note=described(policy))
+    return found
 
 
 def _swept(
     asked: StudySettings,
     settings: TokenSettings,
     prepared: Prepared,
+    packed: Sequence[Packed],
     folder: Path,
-    out: str | Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    policies = settings.policies(len(prepared.encoder.layers), special_ids(prepared.loaded.tokenizer))
-    batches = calibration_batches(prepared.calibration, most_tokens=FITTED_TOKENS)
-    progress.stage("Fitting policies", len(policies))
-    learnt: list[dict[str, Tensor]] = []
-    known: dict[tuple[object, ...], dict[str, Tensor]] = {}
-    for policy in policies:
-        # a gate depends on where it stands, not on how many tokens it lets through
-        key = (policy.scorer, *(s.after for s in policy.stages), *(policy.stages if policy.exit else ()))
-        if key not in known:
-            known[key] = fit(prepared.encoder, policy, batches, seed=asked.seed)
-            give_back_what_is_freed()
-        learnt.append(known[key])
-        progress.advance(note=described(policy))
-
-    data, reference = prepared.splits.guardrail, outputs_of(prepared.network, prepared.guardrail)
-    packed = [Packed(prepared.encoder, *pair) for pair in zip(policies, learnt, strict=True)]
-    progress.stage("Judging policies on the guardrail texts", len(packed))
+    judge = _Judge(prepared, settings, asked.seed)
+    progress.stage(f"Judging policies on {judge.few} guardrail texts", len(packed) + 1)
+    judge.begin()
+    progress.advance(note="dense")
     drops = []
     for one in packed:
-        outputs = outputs_of(one, prepared.guardrail)
-        drops.append(
-            paired_drop(prepared.task, reference, outputs, data, confidence=settings.confidence, seed=asked.seed)
-        )
+        drops.append(judge.drop(one, judge.few))
         progress.advance(note=described(one.policy))
 
     timings, names = _timed(asked, settings, prepared, packed, folder, progress)
     dense, size = timings["dense"], parameters(prepared.model)
     about: dict[str, Any] = {"target": settings.target, "precision": "fp32", "alternative": None, "parameters": size}
+    verdicts = []
+    for name, drop in zip(names, drops, strict=True):
+        candidate = Candidate(name, "tokens", **about, eligible=True)
+        passed = passes(drop, settings.max_drop)
+        verdicts.append(Judged(candidate, timings[name], ratio(dense, timings[name]), drop, passed))
+    fastest = sorted(range(len(packed)), key=lambda i: verdicts[i].seconds)
+    best = None
+    if judge.few < judge.all:
+        promising = [i for i in fastest if drops[i].dense - drops[i].pruned <= settings.max_drop]
+        progress.stage(f"Judging the fastest on all {judge.all}", len(promising))
+        for i in promising:
+            drop = judge.drop(packed[i], judge.all)
+            verdicts[i] = replace(verdicts[i], drop=drop, passed=passes(drop, settings.max_drop))
+            progress.advance(note=names[i])
+            if verdicts[i].passed:
+                best = i
+                break
+    else:
+        best = next((i for i in fastest if verdicts[i].passed), None)
+
     rows = [as_row(Judged(Candidate("dense", BASELINE, **about), dense, ratio(dense, dense)), dense)]
     if "unpadded" in timings:
         exact = Candidate("unpadded", "folded", **about, note="exact: no layer computes on padding")
         rows.append(as_row(Judged(exact, timings["unpadded"], ratio(dense, timings["unpadded"])), dense))
-    verdicts = []
-    for name, drop in zip(names, drops, strict=True):
-        passed = passes(drop, settings.max_drop)
-        candidate = Candidate(name, "tokens", **about, eligible=True)
-        verdicts.append(Judged(candidate, timings[name], ratio(dense, timings[name]), drop, passed))
-    passing = [(one.seconds, i) for i, one in enumerate(verdicts) if one.passed]
-    best = min(passing)[1] if passing else None
     rows += [{**as_row(one, dense), "chosen": i == best, "policy": packed[i].policy} for i, one in enumerate(verdicts)]
-    facts: dict[str, Any] = {
+    told = next((one.drop for one in verdicts if one.drop is not None), None)
+    assert told is not None
+    return {
         "model": asked.model,
         "task": prepared.task.NAME,
         "family": prepared.anatomy.family,
         "target": settings.target,
-        "quality_metric": drops[0].metric,
-        "quality_dense": drops[0].dense,
+        "quality_metric": told.metric,
+        "quality_dense": told.dense,
         "objective": {"dial": "max_drop", "value": settings.max_drop, "max_drop": settings.max_drop},
         "confidence": settings.confidence,
-        "samples": len(data),
+        "samples": judge.all if best is not None or judge.few == judge.all else judge.few,
         "mean_tokens": float(prepared.guardrail.lengths.mean()),
         "rounds": len(dense.offline_seconds),
         "accepted": best is not None,
         "candidates": rows,
-        "policy": None,
+        "policy": None if best is None else packed[best].policy,
         "notes": list(prepared.notes),
         "machine": card(),
     }
-    if best is not None:
-        chosen, curve = switched_off(packed[best], prepared, settings.target, folder, asked.threads, progress)
-        facts |= {"policy": chosen.policy, "lengths": curve}
-        if out is not None:
-            write_policy(Path(out), chosen)
-    facts["verdict"] = _verdict(facts, verdicts, best)
-    plain: dict[str, Any] = json.loads(canonical_json(finite(facts)))
-    return plain
 
 
-def _verdict(facts: Mapping[str, Any], verdicts: Sequence[Judged], best: int | None) -> str:
-    if best is None:
-        return "No policy passed: keep more tokens, drop them later, or allow a larger drop."
-    one = verdicts[best]
-    assert one.speedup is not None
-    if one.speedup.value <= 1:
-        return f"Drop no tokens: {one.candidate.name} passes, but is not faster on these texts."
+class _Judge:
+    """Drops of policies on guardrail texts, on a `few` or on `all` of them; what was run once is not run again."""
+
+    def __init__(self, prepared: Prepared, settings: TokenSettings, seed: int):
+        self._prepared, self._settings, self._seed = prepared, settings, seed
+        self._network = prepared.network
+        self._data = prepared.splits.guardrail
+        self.all = len(self._data)
+        self._owner = np.arange(len(prepared.guardrail)) % self.all  # partners come after the texts
+        self.few = affordable(prepared.guardrail, owner=self._owner)
+        self._known: dict[Forward, tuple[Array, Array]] = {}  # which rows are known [rows], and what they are
+
+    def begin(self) -> None:
+        """Runs the dense model on the few."""
+        self._outputs(self._network, self.few)
+
+    def drop(self, packed: Packed, count: int) -> Drop:
+        dense, pruned = (self._outputs(network, count) for network in (self._network, packed))
+        confidence, data = self._settings.confidence, self._data.take(np.arange(count))
+        return paired_drop(self._prepared.task, dense, pruned, data, confidence=confidence, seed=self._seed)
+
+    def _outputs(self, network: Forward, count: int) -> Array:
+        tokens = self._prepared.guardrail
+        rows = np.flatnonzero(self._owner < count)
+        done, values = self._known.get(network, (np.zeros(len(tokens), bool), np.zeros(0)))
+        missing = rows[~done[rows]]
+        if len(missing):
+            found = outputs_of(network, tokens.take(missing))
+            values = values if len(values) else np.zeros((len(tokens), *found.shape[1:]), found.dtype)
+            values[missing], done[missing] = found, True
+            self._known[network] = done, values
+        return values[rows]
+
+
+def _verdict(facts: Mapping[str, Any]) -> str:
+    one = next((row for row in facts["candidates"] if row.get("chosen")), None)
+    if one is None:
+        return "No policy passed: keep more tokens, drop them later, give more texts, or allow a larger drop."
+    if one["speedup"].value <= 1:
+        return f"Drop no tokens: {one['name']} passes, but is not faster on these texts."
     off = facts["policy"].off_below
     short = f" Texts of up to {off} tokens keep all: there it does not pay." if off else ""
-    return f"Use {one.candidate.name}: {one.speedup.value:.2f} times the texts per second.{short}"
+    return f"Use {one['name']}: {one['speedup'].value:.2f} times the texts per second.{short}"
+
+
+def read_policy(folder: str | Path, prepared: Prepared) -> Packed:
+    """What `write_policy` wrote, on this model. ParedownError where it cannot be read, or was learnt on another."""
+    path, tensors = Path(folder) / POLICY, Path(folder) / TENSORS
+    try:
+        policy = TokenPolicy.from_json(path.read_text(encoding="utf-8"))
+        learnt = load_file(tensors) if tensors.exists() else {}
+    except FileNotFoundError as error:
+        raise ParedownError(f"{folder} holds no {POLICY}: name what --out of a sweep or search made") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ParedownError(f"{folder} holds a token policy that cannot be read: {error}") from error
+    return Packed(prepared.encoder, policy, learnt)
 
 
 def write_policy(folder: Path, packed: Packed) -> None:

@@ -62,11 +62,18 @@ class Packed(nn.Module):
                 raise UnsupportedModel(f"tokens cannot go after layer {after}: the model has {len(layers)} layers")
             if not layers[after - 1].num_heads and self._reads_attention:
                 raise UnsupportedModel(f"layer {after} has no heads left, so nothing tells which tokens matter there")
-            wanted = [f"gate.{after}"] * ("gate" in self.scorer.NEEDS)
-            wanted += [f"exit.{after}.weight", f"exit.{after}.bias"] * policy.exit
-            for name in wanted:
+            width = self.layout.width
+            wanted = {f"gate.{after}": [width]} if "gate" in self.scorer.NEEDS else {}
+            if policy.exit:
+                wanted |= {f"exit.{after}.weight": [width, width], f"exit.{after}.bias": [width]}
+            for name, shape in wanted.items():
                 if name not in self.tensors:
                     raise UnsupportedModel(f"the token policy lacks its tensor {name}: fit it first")
+                if list(self.tensors[name].shape) != shape:
+                    found = list(self.tensors[name].shape)
+                    raise UnsupportedModel(
+                        f"the token policy was fitted to another model: {name} is {found}, not {shape}"
+                    )
         if policy.exit and pooling != "mean":
             raise UnsupportedModel(
                 f"a linear exit is for models that pool by the mean, and this one pools by {pooling}"
