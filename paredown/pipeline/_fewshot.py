@@ -24,7 +24,7 @@ from paredown.models import load_model
 from paredown.pipeline import _loaders
 from paredown.pipeline._embedders import INPUTS, Embedder, open_embedder
 from paredown.pipeline._latency import at_once_of
-from paredown.pipeline._prepare import BATCH, TIMED_BATCH_TOKENS, describe_loaded, timed_texts
+from paredown.pipeline._prepare import describe_loaded, timed_batches
 from paredown.pipeline._settings import Progress, Silent
 from paredown.targets import export_stock
 from paredown.tasks import (
@@ -33,7 +33,6 @@ from paredown.tasks import (
     draw_shots,
     fit_and_answer,
     intent_parts,
-    length_sorted_batches,
     pad,
     pool_and_test,
     text_classification,
@@ -293,8 +292,7 @@ def _timing_batches(tokens: Sequence[Tokens], suffixes: Sequence[str]) -> list[d
     """Batches of the same texts for every model, sorted by what the first one makes of them."""
     first = tokens[0]
     batches = []
-    chosen = timed_texts(first)
-    for at, _ in length_sorted_batches(first, batch_size=BATCH, indices=chosen, most_tokens=TIMED_BATCH_TOKENS):
+    for at in timed_batches(first):
         batch: dict[str, Array] = {}
         for suffix, own in zip(suffixes, tokens, strict=True):
             if f"{INPUTS[0]}{suffix}" not in batch:

@@ -30,7 +30,9 @@ from paredown.tasks import (
     TextData,
     Tokens,
     length_sorted_batches,
+    pad,
     run_batches,
+    similar_lengths,
     split,
     text_classification,
     tokenize,
@@ -41,7 +43,7 @@ from paredown.validation.machine import card
 from paredown.validation.quality import least_bound
 
 BATCH = 64  # texts of an Offline batch, sorted by length
-TIMED_TEXTS = 128  # of evenly spread ranks by length: the shape of the histogram without chance
+TIMED_TEXTS = 128  # in whole batches of evenly spread ranks by length
 TIMED_SINGLES = 32
 TIMED_TOKENS = 8_000  # of the Offline texts together: long texts need fewer of them
 TIMED_BATCH_TOKENS = 4096  # of one Offline batch: 64 texts of up to 64 tokens, 8 of 512
@@ -242,27 +244,36 @@ def load_data(path: str, loaded: LoadedModel, settings: Any, *, evaluation: bool
 def timing_batches(
     tokens: Tokens, *, batch_size: int = BATCH, most_tokens: int = TIMED_TOKENS
 ) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
-    """Length-sorted batches of texts of evenly spread ranks by length, and single texts chosen the same way.
+    """The inputs of `timed_batches`, and of single texts of evenly spread ranks by length."""
+    singles = _evenly(np.argsort(tokens.lengths, kind="stable"), TIMED_SINGLES)
+    chosen = [*timed_batches(tokens, batch_size=batch_size, most_tokens=most_tokens), *singles[:, None]]
+    arrays: list[Mapping[str, Array]] = [
+        pad([tokens.ids[i] for i in at], pad_id=tokens.pad_id, input_names=tokens.input_names) for at in chosen
+    ]
+    return arrays[: -len(singles)], arrays[-len(singles) :]
 
-    There are so many texts that they hold about `most_tokens`, eight at least if that many are there.
+
+def timed_batches(tokens: Tokens, *, batch_size: int = BATCH, most_tokens: int = TIMED_TOKENS) -> list[Array]:
+    """Which texts are timed together: of the batches in which all texts would be served, sorted by length, some of
+    evenly spread ranks, so that they are padded as little as those.
+
+    They hold about `TIMED_TEXTS` texts or `most_tokens`, whichever is less: a part of one batch, with eight texts at
+    least, or several whole ones.
     """
-    offline = timed_texts(tokens, most_tokens=most_tokens)
-    found = length_sorted_batches(tokens, batch_size=batch_size, indices=offline, most_tokens=TIMED_BATCH_TOKENS)
-    singles = length_sorted_batches(tokens, batch_size=1, indices=_spread_by_length(tokens, TIMED_SINGLES))
-    return [arrays for _, arrays in found], [arrays for _, arrays in singles]
+    every = np.arange(len(tokens))
+    batches = similar_lengths(tokens.lengths, every, batch_size=batch_size, most_tokens=TIMED_BATCH_TOKENS)
+    texts = min(TIMED_TEXTS, most_tokens / max(1.0, float(tokens.lengths.mean())))
+    count = max(1, round(texts * len(batches) / len(tokens)))
+    places = _evenly(np.arange(len(batches)), count)
+    if count > 1:
+        return [batches[i] for i in places]
+    return [_evenly(batches[places[0]], max(8, round(texts)))]
 
 
-def timed_texts(tokens: Tokens, *, most_tokens: int = TIMED_TOKENS) -> Array:
-    """Which texts are timed in batches: of evenly spread ranks by length, about `most_tokens` of them together."""
-    fits = int(most_tokens / max(1.0, float(tokens.lengths.mean())))
-    return _spread_by_length(tokens, min(TIMED_TEXTS, max(8, fits)))
-
-
-def _spread_by_length(tokens: Tokens, count: int) -> Array:
-    """Indices of `count` texts, or all: the middles of as many equal parts of them, sorted by length."""
-    order = np.argsort(tokens.lengths, kind="stable")
-    count = min(count, len(order))
-    middles: Array = order[((np.arange(count) + 0.5) * len(order) / count).astype(int)]
+def _evenly(values: Array, count: int) -> Array:
+    """So many of the values, or all: the middles of as many equal parts of them."""
+    count = min(count, len(values))
+    middles: Array = values[((np.arange(count) + 0.5) * len(values) / count).astype(int)]
     return middles
 
 

@@ -33,7 +33,7 @@ from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._policies import FITTED_TOKENS, alternative_of, dense_alternative, described, special_ids
 from paredown.pipeline._prepare import calibration_batches, describe_loaded, outputs_of, timing_batches
 from paredown.pipeline._settings import DEFAULT_DROP, Progress, Silent
-from paredown.pipeline._tokens import write_policy
+from paredown.pipeline._tokens import TIMED_TOKENS, write_policy
 from paredown.surgery import fold
 from paredown.tasks import (
     Tokens,
@@ -389,7 +389,7 @@ class _Search:
     def _time(self, one: tuple[int, float, int], tokens: Tokens, fold: tuple[int, ...]) -> Any:
         """Embedding time as a share of the dense model's, of texts sorted by length, with its interval."""
         packed, target = self._packed(one, fold), self.settings.target
-        batches, _ = timing_batches(tokens)
+        batches, _ = timing_batches(tokens, most_tokens=TIMED_TOKENS)
         alternatives = [
             dense_alternative(self.opened, target, self.folder),
             alternative_of(packed, described(packed.policy), self.opened, target, self.folder),

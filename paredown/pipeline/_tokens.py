@@ -56,6 +56,7 @@ from paredown.validation.timing import Timing, measure, ratio
 
 ROUNDS = 9
 SECONDS = 10.0  # of timing for each policy at most
+TIMED_TOKENS = 16_000  # in batches: where texts are long, padding decides too, and two batches would be chance
 JUDGED_TOKENS = 1_000_000  # of guardrail texts, where a first look says that a policy may pass
 POLICY, TENSORS = "policy.json", "policy.safetensors"
 
@@ -324,7 +325,7 @@ def _timed(
         alternatives.append(alternative_of(one, name, prepared, settings.target, folder))
         progress.advance()
     progress.stage(f"Timing {len(alternatives)} ways, interleaved", ROUNDS)
-    batches, singles = timing_batches(prepared.guardrail)
+    batches, singles = timing_batches(prepared.guardrail, most_tokens=TIMED_TOKENS)
     found = measure(
         alternatives,
         batches,
