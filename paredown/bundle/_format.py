@@ -21,7 +21,9 @@ SERVING: Mapping[tuple[str, str], str] = {
     ("onnxruntime", "fp32"): "model.onnx",
     ("onnxruntime", "int8"): "model-int8.onnx",
     ("openvino", "fp32"): "openvino/model.xml",
+    ("openvino", "bf16"): "openvino/model.xml",
     ("torch", "fp32"): WEIGHTS,
+    ("torch", "bf16"): WEIGHTS,
 }
 _KEYS: Mapping[str, Any] = {
     **{"paredown": str, "task": str, "family": str, "config": dict, "pooling": str, "normalize": bool},

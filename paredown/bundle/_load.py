@@ -100,6 +100,7 @@ class Bundle:
 
     def runner(self, *, target: str | None = None, precision: str | None = None, threads: int | None = None) -> Runner:
         """A runner of the file that serves, or of another one in the bundle; on all cores unless `threads` says else.
+        With `precision` "bf16", torch and OpenVINO compute in bfloat16, from the same file.
 
         Raises `ParedownError`, listing what there is, when the bundle has no such file, `MissingExtra` when the
         runtime is not installed. Whoever opens a runner closes it. The one of torch sets the process's threads.
@@ -113,8 +114,9 @@ class Bundle:
             raise ParedownError(f"{self.folder} has no {precision} file for {target}; it has {have}")
         count = threads or cores()
         if target == "torch":
-            return torch_target.load_encoder(self.network(), threads=count)
-        runner: Runner = registry.find("targets", target).load(self.folder / str(file), threads=count)
+            return torch_target.load_encoder(self.network(), threads=count, precision=precision)
+        lower = {"precision": precision} if precision == "bf16" else {}
+        runner: Runner = registry.find("targets", target).load(self.folder / str(file), threads=count, **lower)
         return runner
 
     @cached_property

@@ -92,6 +92,10 @@ def sweep(
     max_drop: options.MaxDrop = None,
     confidence: options.Confidence = 0.9,
     target: Target = "torch",
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option("--precision", help="bf16: on torch, where the CPU has it.", rich_help_panel=options.TARGET),
+    ] = "fp32",
     max_length: options.MaxLength = None,
     out: Out = None,
     threads: options.Threads = None,
@@ -114,6 +118,7 @@ def sweep(
             exit=exit,
             confidence=confidence,
             target=target,
+            precision=precision,
             **({} if max_drop is None else {"max_drop": max_drop}),
         )
         facts = pipeline.sweep(pipeline.StudySettings(**what), tokens, policy=policy, out=out, progress=progress)

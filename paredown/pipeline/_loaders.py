@@ -39,9 +39,10 @@ def cut_torch(
     weights: str | None = None,
     policy: str | None = None,
     tensors: str | None = None,
+    precision: str = "fp32",
 ) -> Runner:
     """The dense model at `path`, folded and cut by a plan (as JSON), on torch; with other weights if given, and with
-    tokens dropped by a policy (as JSON) and its tensors.
+    tokens dropped by a policy (as JSON) and its tensors, the latter in bf16 too.
 
     A language model runs as transformers runs it.
     """
@@ -68,7 +69,8 @@ def cut_torch(
     if policy is None:
         return load_encoder(network(small, anatomy.layout), threads=threads)
     learnt = load_file(tensors) if tensors is not None else {}
-    return load_encoder(Packed(Encoder(small, anatomy.layout), TokenPolicy.from_json(policy), learnt), threads=threads)
+    packed = Packed(Encoder(small, anatomy.layout), TokenPolicy.from_json(policy), learnt)
+    return load_encoder(packed, threads=threads, precision=precision)
 
 
 def embedder(path: str, *, threads: int) -> Runner:

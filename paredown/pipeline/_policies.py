@@ -76,7 +76,14 @@ def described(policy: TokenPolicy) -> str:
 
 
 def switched_off(
-    packed: Packed, prepared: Prepared, target: str, folder: Path, threads: int | None, progress: Progress
+    packed: Packed,
+    prepared: Prepared,
+    target: str,
+    folder: Path,
+    threads: int | None,
+    progress: Progress,
+    *,
+    precision: str = "fp32",
 ) -> tuple[Packed, list[dict[str, float]]]:
     """The policy that leaves texts alone up to the length where dropping does not pay, measured here; and the ratios
     of times by length, dense against pruned.
@@ -86,8 +93,8 @@ def switched_off(
     lengths = [n for n in PROBED_LENGTHS if packed.policy.least < n <= prepared.loaded.max_length]
     progress.stage("Finding the length from which it pays", len(lengths))
     count = threads or cores()
-    dense = _runner(None, prepared, target, folder, count)
-    pruned = _runner(packed, prepared, target, folder, count)
+    dense = _runner(None, prepared, target, folder, count, precision)
+    pruned = _runner(packed, prepared, target, folder, count, precision)
     curve: list[dict[str, float]] = []
     try:
         for n in lengths:
@@ -114,11 +121,13 @@ def pays_above(ratios: Sequence[tuple[int, float]]) -> int:
     return min((0, *(length for length, _ in ratios)), key=contradicted)
 
 
-def _runner(packed: Packed | None, prepared: Prepared, target: str, folder: Path, threads: int) -> Runner:
+def _runner(
+    packed: Packed | None, prepared: Prepared, target: str, folder: Path, threads: int, precision: str
+) -> Runner:
     if target == "torch":
         from paredown.targets.torch import load_encoder
 
-        return load_encoder(packed or Packed(prepared.encoder), threads=threads)
+        return load_encoder(packed or Packed(prepared.encoder), threads=threads, precision=precision)
     name = "plain.onnx" if packed is None else f"{packed.policy.id[:12]}.onnx"
     path = folder / name
     if not path.exists():
@@ -158,13 +167,15 @@ def dense_alternative(model: Dense, target: str, folder: Path) -> Alternative:
     return Alternative("dense", _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(path))
 
 
-def alternative_of(packed: Packed | None, name: str, model: Dense, target: str, folder: Path) -> Alternative:
+def alternative_of(
+    packed: Packed | None, name: str, model: Dense, target: str, folder: Path, precision: str = "fp32"
+) -> Alternative:
     """What a worker needs to run a policy on a target; without a policy, to run without padding on torch."""
     loaded = model.loaded
     if target == "torch":
         policy = packed.policy if packed is not None else TokenPolicy("norm")
         identity = Plan(model.anatomy.fingerprint, model.anatomy.identity())
-        options = {"task": loaded.task, "plan": identity.to_json(), "policy": policy.to_json()}
+        options = {"task": loaded.task, "plan": identity.to_json(), "policy": policy.to_json(), "precision": precision}
         if packed is not None and packed.tensors:
             options["tensors"] = str(folder / f"{policy.id[:12]}.safetensors")
             save_file(packed.tensors, options["tensors"])

@@ -288,7 +288,7 @@ def calibration_batches(tokens: Tokens, *, most_tokens: int, most_texts: int = 4
 
 
 def outputs_of(model: Forward, tokens: Tokens) -> Array:
-    """What the model gives for every text [N, ...], in order, in full precision."""
+    """What the model gives for every text [N, ...], in order."""
     with torch.inference_mode():
         if isinstance(model, Decoder):
             assert tokens.owner is not None
@@ -298,6 +298,6 @@ def outputs_of(model: Forward, tokens: Tokens) -> Array:
                 texts=int(tokens.owner.max()) + 1,
             )
         else:
-            outputs = run_batches(lambda arrays: model(**tensors(arrays, model)).numpy(), tokens)
+            outputs = run_batches(lambda arrays: model(**tensors(arrays, model)).float().numpy(), tokens)
     give_back_what_is_freed()
     return outputs

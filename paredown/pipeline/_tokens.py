@@ -48,6 +48,7 @@ from paredown.pipeline._prepare import (
 from paredown.pipeline._settings import DEFAULT_DROP, Progress, Silent
 from paredown.pipeline._study import StudySettings
 from paredown.surgery import parameters
+from paredown.targets.torch import autocast, check_precision
 from paredown.tokens import Packed, fit
 from paredown.types import Array, TokenPolicy, TokenStage, canonical_json, finite
 from paredown.validation.machine import card
@@ -65,7 +66,8 @@ POLICY, TENSORS = "policy.json", "policy.safetensors"
 class TokenSettings:
     """What policies are tried: every scorer with every depth and share.
 
-    `after` are layers, or below 1 shares of them; `keep` is read by the `rule` (see `TokenPolicy`).
+    `after` are layers, or below 1 shares of them; `keep` is read by the `rule` (see `TokenPolicy`). With `precision`
+    "bf16" they run in bfloat16, and are judged so against the dense model in float32.
     """
 
     scorers: tuple[str, ...] = ("learned", "norm")
@@ -78,6 +80,7 @@ class TokenSettings:
     max_drop: float = DEFAULT_DROP
     confidence: float = 0.9
     target: str = "torch"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         for name in self.scorers:
@@ -90,6 +93,9 @@ class TokenSettings:
             raise ParedownError("A share that is kept is above 0 and at most 1, such as 0.6.")
         if self.target not in ("torch", "onnxruntime", "openvino"):
             raise ParedownError(f"There is no target {self.target!r}; choose torch, onnxruntime or openvino.")
+        if self.precision != "fp32" and self.target != "torch":
+            raise ParedownError(f"Policies are tried in {self.precision} on torch only.")
+        check_precision(self.precision)
 
     def policies(self, layers: int, special_ids: Sequence[int]) -> list[TokenPolicy]:
         """All of them for a model of so many layers, careful ones first."""
@@ -143,7 +149,11 @@ def sweep(
             chosen = next((i for i, row in enumerate(facts["candidates"]) if row.get("chosen")), None)
             if chosen is not None and policy is None:
                 best = tried[chosen - (len(facts["candidates"]) - len(tried))]
-                best, curve = switched_off(best, prepared, tokens.target, Path(folder), asked.threads, progress)
+                best, curve = switched_off(
+                    best, prepared, tokens.target, Path(folder), asked.threads, progress, precision=tokens.precision
+                )
+                    best, prepared, tokens.target, Path(folder), asked.threads, progress, precision=tokens.precision
+                )
                 facts |= {"policy": best.policy, "lengths": curve}
                 if out is not None:
                     write_policy(Path(out), best)
@@ -191,10 +201,11 @@ def _swept(
 
     timings, names = _timed(asked, settings, prepared, packed, folder, progress)
     dense, size = timings["dense"], parameters(prepared.model)
-    about: dict[str, Any] = {"target": settings.target, "precision": "fp32", "alternative": None, "parameters": size}
+    about: dict[str, Any] = {"target": settings.target, "alternative": None, "parameters": size}
+    lower = {**about, "precision": settings.precision}
     verdicts = []
     for name, drop in zip(names, drops, strict=True):
-        candidate = Candidate(name, "tokens", **about, eligible=True)
+        candidate = Candidate(name, "tokens", **lower, eligible=True)
         passed = passes(drop, settings.max_drop)
         verdicts.append(Judged(candidate, timings[name], ratio(dense, timings[name]), drop, passed))
     fastest = sorted(range(len(packed)), key=lambda i: verdicts[i].seconds)
@@ -212,9 +223,10 @@ def _swept(
     else:
         best = next((i for i in fastest if verdicts[i].passed), None)
 
-    rows = [as_row(Judged(Candidate("dense", BASELINE, **about), dense, ratio(dense, dense)), dense)]
+    rows = [as_row(Judged(Candidate("dense", BASELINE, **about, precision="fp32"), dense, ratio(dense, dense)), dense)]
     if "unpadded" in timings:
-        exact = Candidate("unpadded", "folded", **about, note="exact: no layer computes on padding")
+        note = "exact: no layer computes on padding" if settings.precision == "fp32" else "no layer computes on padding"
+        exact = Candidate("unpadded", "folded", **lower, note=note)
         rows.append(as_row(Judged(exact, timings["unpadded"], ratio(dense, timings["unpadded"])), dense))
     rows += [{**as_row(one, dense), "chosen": i == best, "policy": packed[i].policy} for i, one in enumerate(verdicts)]
     told = next((one.drop for one in verdicts if one.drop is not None), None)
@@ -266,7 +278,8 @@ class _Judge:
         done, values = self._known.get(network, (np.zeros(len(tokens), bool), np.zeros(0)))
         missing = rows[~done[rows]]
         if len(missing):
-            found = outputs_of(network, tokens.take(missing))
+            with autocast("fp32" if network is self._network else self._settings.precision):
+                found = outputs_of(network, tokens.take(missing))
             values = values if len(values) else np.zeros((len(tokens), *found.shape[1:]), found.dtype)
             values[missing], done[missing] = found, True
             self._known[network] = done, values
@@ -320,9 +333,9 @@ def _timed(
     progress.stage("Preparing for the target", len(packed))
     alternatives = [dense_alternative(prepared, settings.target, folder)]
     if settings.target == "torch":
-        alternatives.append(replace(alternative_of(None, "unpadded", prepared, "torch", folder), name="unpadded"))
+        alternatives.append(alternative_of(None, "unpadded", prepared, "torch", folder, settings.precision))
     for name, one in zip(names, packed, strict=True):
-        alternatives.append(alternative_of(one, name, prepared, settings.target, folder))
+        alternatives.append(alternative_of(one, name, prepared, settings.target, folder, settings.precision))
         progress.advance()
     progress.stage(f"Timing {len(alternatives)} ways, interleaved", ROUNDS)
     batches, singles = timing_batches(prepared.guardrail, most_tokens=TIMED_TOKENS)

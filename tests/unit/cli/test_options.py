@@ -48,7 +48,7 @@ LEARNT = "--data --eval --text-column --pair-column --score-column --eval-text-c
 LEARNT += "--steps --batch-size --learning-rate --out --threads --seed --json"
 FROZEN |= {
     "tokens sweep": f"--data --eval --label-column --keep --scorers --after --rule --action --least --exit "
-    f"--policy --confidence {TOKENS}",
+    f"--policy --precision --confidence {TOKENS}",
     "tokens search": f"--tasks --label-column --s --q --l --scorer --shots --seeds {TOKENS}",
     "embedder train": f"--negative-column --label-column --minimum-score {LEARNT}",
     "embedder distill": f"--layers --keep-layers {LEARNT}",
