@@ -152,8 +152,6 @@ def sweep(
                 best, curve = switched_off(
                     best, prepared, tokens.target, Path(folder), asked.threads, progress, precision=tokens.precision
                 )
-                    best, prepared, tokens.target, Path(folder), asked.threads, progress, precision=tokens.precision
-                )
                 facts |= {"policy": best.policy, "lengths": curve}
                 if out is not None:
                     write_policy(Path(out), best)
