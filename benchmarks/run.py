@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 import scoring_cost
+import unpadding
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -148,6 +149,63 @@ def fewshot() -> list[dict[str, Any]]:
     return found
 
 
+def tokens() -> list[dict[str, Any]]:
+    """What 50 to 70 % of the tokens gain and lose on long posts; the policy chosen there, on short questions."""
+    train, test = _bodies()
+    model, found = str(_minilm()), []
+    grid = ("--keep", "0.5,0.6,0.7", "--after", "17%,33%")
+    for target in ("torch", "onnxruntime"):
+        asked = ("tokens", "sweep", model, "--target", target, "--max-length", "256")
+        out = WORK / f"tokens-{target}"
+        shutil.rmtree(out, ignore_errors=True)
+        made = _command(*asked, "--data", train, "--eval", test, *grid, "--max-drop", "1.5%", "--out", str(out))
+        found.append({"step": f"sweep newsgroups {target}", **made})
+        if not made["accepted"]:
+            continue
+        for name, data in _intents().items():
+            tried = _command(*asked, *data, "--policy", str(out))
+            found.append({"step": f"policy on {name} {target}", **tried})
+    return found
+
+
+def tokens_scorers() -> list[dict[str, Any]]:
+    """Every scorer at one speed, merging, and the linear exit, on long posts; scorers in a classifier of questions."""
+    train, test = _bodies()
+    asked = ("tokens", "sweep", str(_minilm()), "--data", train, "--eval", test, "--max-length", "256")
+    half = ("--keep", "0.5", "--after", "1")
+    every = ("--scorers", "learned,norm,attention,cls_attention,key_norm,random,last")
+    third = ("--keep", "0.6", "--after", "33%")
+    return [
+        {"step": "scorers newsgroups", **_command(*asked, *half, *every)},
+        {"step": "exit newsgroups", **_command(*asked, *half, "--scorers", "learned,norm,attention", "--exit")},
+        {"step": "merge newsgroups", **_command(*asked, *half, "--action", "merge")},
+        {"step": "scorers banking77", **_command("tokens", "sweep", *_banking77(), *third, *every)},
+        {"step": "bf16 newsgroups", **_command(*asked, *half, "--scorers", "learned,norm", "--precision", "bf16")},
+    ]
+
+
+def tokens_search() -> list[dict[str, Any]]:
+    """One (s, q, l) for two sets of short questions and a fifth of the long posts."""
+    part = WORK / "newsgroups-fifth.csv"
+    with open(_bodies()[0], encoding="utf-8", newline="") as file, part.open("w", encoding="utf-8", newline="") as out:
+        rows = list(csv.reader(file))
+        csv.writer(out).writerows([rows[0], *rows[1::5]])
+    clinc = str(_assets() / "data/clinc150/data_full.json")
+    tasks = ",".join([str(_assets() / "data/banking77/train.csv"), clinc, str(part)])
+    asked = ("tokens", "search", str(_minilm()), "--tasks", tasks, "--max-length", "256", "--max-drop", "1%")
+    return [
+        {"step": f"search {scorer}", **_command(*asked, "--scorer", scorer)}
+        for scorer in ("attention", "norm", "learned")
+    ]
+
+
+def tokens_unpadding() -> list[dict[str, Any]]:
+    """Dense against unpadded on batches of 64 as they come, and as they come sorted, with the largest difference."""
+    questions = [(name, data[1]) for name, data in _intents().items()]
+    files = [*questions, ("newsgroups", _bodies()[1])]
+    return [{"step": "unpadding", "exit_code": 0, **unpadding.measure(str(_minilm()), files)}]
+
+
 def scoring() -> list[dict[str, Any]]:
     """What each criterion costs, in passes over the same texts, and the memory for a quarter of them and for all."""
     return [{"step": "scoring", "exit_code": 0, **scoring_cost.measure(*_banking77()[:3:2])}]
@@ -168,6 +226,10 @@ BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "decoder": decoder,
     "scoring": scoring,
     "fewshot": fewshot,
+    "tokens": tokens,
+    "tokens-scorers": tokens_scorers,
+    "tokens-search": tokens_search,
+    "tokens-unpadding": tokens_unpadding,
 }
 
 
@@ -220,22 +282,35 @@ def _banking77() -> tuple[str, ...]:
     return (model, "--data", str(data / "train.csv"), "--eval", str(data / "test.csv"))
 
 
+def _intents() -> dict[str, tuple[str, ...]]:
+    """Labelled questions, as options."""
+    clinc = _assets() / "data/clinc150/data_full.json"
+    return {"banking77": _banking77()[1:], "clinc150": ("--data", str(clinc))}
+
+
 def _newsgroups() -> tuple[str, str]:
     """The posts as two CSV files with a column `text`, unpacked from the archive once."""
-    paths = [WORK / f"newsgroups-{part}.csv" for part in ("train", "test")]
+    return _unpacked("newsgroups", ["text"], lambda post, group: [post])
+
+
+def _bodies() -> tuple[str, str]:
+    """The posts without their headers, which name the group's subject, with their groups as labels."""
+    return _unpacked("newsgroups-bodies", ["text", "label"], lambda post, group: [post.split("\n\n", 1)[-1], group])
+
+
+def _unpacked(name: str, head: list[str], row: Callable[[str, str], list[str]]) -> tuple[str, str]:
+    paths = [WORK / f"{name}-{part}.csv" for part in ("train", "test")]
     if not all(path.exists() for path in paths):
-        rows: dict[str, list[str]] = {"train": [], "test": []}
+        rows: dict[str, list[list[str]]] = {"train": [], "test": []}
         with tarfile.open(_assets() / "data/20newsgroups/20news-bydate.tar.gz") as archive:
             for member in archive:
                 if member.isfile() and (file := archive.extractfile(member)) is not None:
                     part = "train" if "-train/" in member.name else "test"
-                    rows[part].append(file.read().decode("latin-1"))
+                    rows[part].append(row(file.read().decode("latin-1"), member.name.split("/")[-2]))
         for path, part in zip(paths, ("train", "test"), strict=True):
             beside = path.with_suffix(".part")
             with beside.open("w", encoding="utf-8", newline="") as out:
-                writer = csv.writer(out)
-                writer.writerow(["text"])
-                writer.writerows([text] for text in rows[part])
+                csv.writer(out).writerows([head, *rows[part]])
             beside.replace(path)
     return str(paths[0]), str(paths[1])
 

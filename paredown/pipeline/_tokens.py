@@ -327,7 +327,8 @@ def _timed(
     progress: Progress,
 ) -> tuple[dict[str, Timing], list[str]]:
     """Timings of "dense", of "unpadded" on torch, and of every policy by the name that it goes by."""
-    names = [described(one.policy) for one in packed]
+    lower = "" if settings.precision == "fp32" else f", {settings.precision}"
+    names = [described(one.policy) + lower for one in packed]
     progress.stage("Preparing for the target", len(packed))
     alternatives = [dense_alternative(prepared, settings.target, folder)]
     if settings.target == "torch":
