@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from paredown.importance import score
     from paredown.pipeline import (
         EmbedderSettings,
+        SearchSettings,
         StudySettings,
+        TokenSettings,
         bench,
         compare,
         distill_embedder,
         fewshot,
         prune,
+        search_tokens,
         sensitivity,
+        sweep_tokens,
         train_embedder,
         validate,
     )
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
         Runner,
         Scores,
         Slice,
+        TokenPolicy,
+        TokenStage,
     )
 
 __version__ = "0.1.0"
@@ -76,13 +82,17 @@ _CONTENTS = {
     "importance": ("score",),
     "pipeline": (
         "EmbedderSettings",
+        "SearchSettings",
         "StudySettings",
+        "TokenSettings",
         "bench",
         "compare",
         "distill_embedder",
         "fewshot",
         "prune",
+        "search_tokens",
         "sensitivity",
+        "sweep_tokens",
         "train_embedder",
         "validate",
     ),
@@ -104,6 +114,8 @@ _CONTENTS = {
         "Runner",
         "Scores",
         "Slice",
+        "TokenPolicy",
+        "TokenStage",
     ),
 }
 _HOMES = {name: f"paredown.{module}" for module, names in _CONTENTS.items() for name in names}
@@ -130,9 +142,13 @@ __all__ = [
     "Report",
     "Runner",
     "Scores",
+    "SearchSettings",
     "Shares",
     "Slice",
     "StudySettings",
+    "TokenPolicy",
+    "TokenSettings",
+    "TokenStage",
     "UnsupportedModel",
     "bench",
     "by_shares",
@@ -148,7 +164,9 @@ __all__ = [
     "prune",
     "recover",
     "score",
+    "search_tokens",
     "sensitivity",
+    "sweep_tokens",
     "train_embedder",
     "validate",
 ]

@@ -121,7 +121,7 @@ def sweep(
             precision=precision,
             **({} if max_drop is None else {"max_drop": max_drop}),
         )
-        facts = pipeline.sweep(pipeline.StudySettings(**what), tokens, policy=policy, out=out, progress=progress)
+        facts = pipeline.sweep_tokens(pipeline.StudySettings(**what), tokens, policy=policy, out=out, progress=progress)
     return finished(facts, "sweep", out, json)
 
 
@@ -174,7 +174,7 @@ def search(
             target=target,
             **({} if max_drop is None else {"max_drop": max_drop}),
         )
-        facts = pipeline.search(
+        facts = pipeline.search_tokens(
             model,
             [path.strip() for path in tasks.split(",") if path.strip()],
             settings,

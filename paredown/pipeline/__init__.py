@@ -10,8 +10,8 @@ from paredown.pipeline._fewshot import fewshot
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
 from paredown.pipeline._study import StudySettings, compare, score_model, sensitivity
-from paredown.pipeline._token_search import SearchSettings, search
-from paredown.pipeline._tokens import TokenSettings, sweep
+from paredown.pipeline._token_search import SearchSettings, search_tokens
+from paredown.pipeline._tokens import TokenSettings, sweep_tokens
 from paredown.pipeline._validate import bench, validate
 
 __all__ = [
@@ -29,9 +29,9 @@ __all__ = [
     "prune",
     "run",
     "score_model",
-    "search",
+    "search_tokens",
     "sensitivity",
-    "sweep",
+    "sweep_tokens",
     "train_embedder",
     "validate",
 ]

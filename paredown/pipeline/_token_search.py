@@ -114,7 +114,7 @@ class Opened:
     encoder: Encoder
 
 
-def search(
+def search_tokens(
     model: str,
     tasks: Sequence[str],
     settings: SearchSettings | None = None,

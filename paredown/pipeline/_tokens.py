@@ -117,7 +117,7 @@ class TokenSettings:
         return found
 
 
-def sweep(
+def sweep_tokens(
     asked: StudySettings,
     tokens: TokenSettings | None = None,
     *,

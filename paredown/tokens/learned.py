@@ -1,7 +1,7 @@
-"""A linear gate on the hidden state, x . w, trained per stage so that the pruned model answers as the dense one.
+"""A linear gate on the hidden state, x . w, fitted per stage so that the pruned model answers as the dense one.
 
-See `paredown.tokens.train_gates`. TR-BERT (Ye et al. 2021, arXiv:2105.11618) and Transkimmer (Guan et al. 2022,
-arXiv:2205.07324) learn such gates together with the model; here the model stays as it is.
+How: see `fit_gates` of `paredown.tokens`. TR-BERT (Ye et al. 2021, arXiv:2105.11618) and Transkimmer (Guan et al.
+2022, arXiv:2205.07324) learn such gates together with the model; here the model stays as it is.
 """
 
 from __future__ import annotations
