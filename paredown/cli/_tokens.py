@@ -62,7 +62,10 @@ def sweep(
     after: Annotated[
         str,
         typer.Option(
-            "--after", metavar="A,B", help="Shares (33%) or numbers of layers before that.", rich_help_panel=WHAT
+            "--after",
+            metavar="A,B",
+            help="Shares (33%) or numbers of layers before that; 4+8 is one policy of two stages.",
+            rich_help_panel=WHAT,
         ),
     ] = "17%,33%,50%",
     scorers: Scorers = "learned,norm",
@@ -110,7 +113,7 @@ def sweep(
 
         tokens = pipeline.TokenSettings(
             scorers=tuple(names(scorers)),
-            after=tuple(shares(after)),
+            after=tuple(tuple(shares(one.replace("+", ","))) for one in names(after)),
             keep=tuple(shares(keep)),
             rule=rule,
             action=action,

@@ -66,12 +66,13 @@ POLICY, TENSORS = "policy.json", "policy.safetensors"
 class TokenSettings:
     """What policies are tried: every scorer with every depth and share.
 
-    `after` are layers, or below 1 shares of them; `keep` is read by the `rule` (see `TokenPolicy`). With `precision`
+    `after` are layers, or below 1 shares of them, and several together for a policy of several stages, each of which
+    keeps `keep` of what is left; `keep` is read by the `rule` (see `TokenPolicy`). With `precision`
     "bf16" they run in bfloat16, and are judged so against the dense model in float32.
     """
 
     scorers: tuple[str, ...] = ("learned", "norm")
-    after: tuple[float, ...] = (0.17, 0.33, 0.5)
+    after: tuple[float | tuple[float, ...], ...] = (0.17, 0.33, 0.5)
     keep: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8)
     rule: str = "ratio"
     action: str = "drop"
@@ -87,7 +88,7 @@ class TokenSettings:
             registry.find("tokens", name)
         if not self.scorers or not self.after or not self.keep:
             raise ParedownError("There is nothing to try: name a scorer, a depth and a share.")
-        if not all(0 < one < 1 or (one >= 1 and one == int(one)) for one in self.after):
+        if not all(0 < one < 1 or (one >= 1 and one == int(one)) for depth in self.after for one in _together(depth)):
             raise ParedownError("A depth is a share of the layers above 0 and below 100%, or a number of them.")
         if self.rule != "threshold" and not all(0 < one <= 1 for one in self.keep):
             raise ParedownError("A share that is kept is above 0 and at most 1, such as 0.6.")
@@ -99,14 +100,23 @@ class TokenSettings:
 
     def policies(self, layers: int, special_ids: Sequence[int]) -> list[TokenPolicy]:
         """All of them for a model of so many layers, careful ones first."""
-        depths = sorted({min(layers - 1, max(1, round(one if one >= 1 else one * layers))) for one in self.after})
+        depths = sorted(
+            {
+                tuple(
+                    sorted(
+                        {min(layers - 1, max(1, round(one if one >= 1 else one * layers))) for one in _together(depth)}
+                    )
+                )
+                for depth in self.after
+            }
+        )
         scorers = self.scorers if self.action == "drop" else self.scorers[:1]  # merging asks no scorer
         found = []
         for scorer, depth, keep in itertools.product(scorers, reversed(depths), sorted(set(self.keep), reverse=True)):
             found.append(
                 TokenPolicy(
                     scorer,
-                    (TokenStage(depth, keep),),
+                    tuple(TokenStage(after, keep) for after in depth),
                     rule=self.rule,
                     action=self.action,
                     least=self.least,
@@ -115,6 +125,10 @@ class TokenSettings:
                 )
             )
         return found
+
+
+def _together(depth: float | tuple[float, ...]) -> tuple[float, ...]:
+    return depth if isinstance(depth, tuple) else (depth,)
 
 
 def sweep_tokens(
