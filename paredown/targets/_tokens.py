@@ -287,14 +287,14 @@ def _traced(scoring: Scoring, width: int, heads: int, head_dim: int, opset: int)
     """The scorer as an ONNX graph from `real` and what it needs to `score`."""
     import torch
 
-    size, tokens = (2, 7), torch.ones(2, 7, dtype=torch.long)  # as `trace` wants it
+    size = (2, 7)  # as `trace` wants it; a tensor given twice would be traced as one input
     examples = {
         "stream": (torch.ones(*size, width), TOKENS),
         "keys": (torch.ones(2, heads, 7, head_dim), {0: "batch", 2: "length"}),
         "attention": (torch.ones(2, heads, 7, 7), {0: "batch", 2: "length", 3: "length"}),
         "first_attention": (torch.ones(2, heads, 7), {0: "batch", 2: "length"}),
-        "ids": (tokens, TOKENS),
-        "positions": (tokens, TOKENS),
+        "ids": (torch.ones(size, dtype=torch.long), TOKENS),
+        "positions": (torch.ones(size, dtype=torch.long), TOKENS),
         "gate": (torch.ones(width), {}),
     }
     evidence, axes = zip(*(examples[name] for name in scoring.needs), strict=True)
