@@ -107,7 +107,8 @@ class Stages:
         if "positions" in self._needs:
             slots = node("Slice", [self._slots(node), zero, at["length"]], "columns")
             at["positions"] = node("Expand", [slots, SIZE], "positions")
-        if policy.off_below > policy.least:
+        one_table = policy.rule != "threshold" and len(self._stages) == 1  # which tells of short texts too
+        if policy.off_below > policy.least and not one_table:
             at["whole"] = node("LessOrEqual", [at["lengths"], node.whole("off_below", [policy.off_below])], "whole")
         standing = none
         if policy.special_ids:
