@@ -17,4 +17,5 @@ NEEDS = ("keys",)
 
 def score(seen: Seen) -> Tensor:
     """[G, n]"""
-    return -torch.linalg.vector_norm(cast(Tensor, seen.keys), dim=-1).mean(1)
+    found: Tensor = torch.linalg.vector_norm(cast(Tensor, seen.keys), dim=-1)
+    return -found.mean(1)

@@ -18,4 +18,5 @@ NEEDS = ("stream",)
 
 def score(seen: Seen) -> Tensor:
     """[G, n]"""
-    return torch.linalg.vector_norm(cast(Tensor, seen.stream), dim=-1)
+    found: Tensor = torch.linalg.vector_norm(cast(Tensor, seen.stream), dim=-1)
+    return found

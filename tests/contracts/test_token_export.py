@@ -28,7 +28,7 @@ from paredown.types import Runner, TokenPolicy, TokenStage
 from tests.contracts.policies import ENCODERS, RULES, SCORERS, SPECIAL, example, median_score, ragged, trained
 
 TOLERANCE = 1e-4  # the project's promise for fp32
-BATCHES = ((11, 9, 9, 7, 7, 7, 3, 2, 1), (38,), (1,), (1, 1), (8, 8, 8), (30, 2, 17, 38, 1, 5))
+BATCHES = ((11, 9, 9, 7, 7, 7, 3, 2, 1), (38,), (1,), (1, 1), (7, 7, 5), (30, 2, 17, 38, 1, 5))
 LEVEL = 0.0  # of a threshold: its place is taken by the scorer's median on the model
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -132,6 +132,7 @@ def test_onnxruntime_computes_what_torch_computes(
     path = onnxruntime.export(packed, tmp_path / "model.onnx")
     onnx.checker.check_model(onnx.load(path), full_check=True)
     assert policy_of(path) == packed.policy
+    assert b"site-packages" not in path.read_bytes(), "it names files of the machine that exported"
     runner = onnxruntime.load(path, threads=1)
     agrees(runner, packed)
     runner.close()
@@ -189,20 +190,21 @@ def test_merging_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "task"), [("bert", "text-classification"), ("mpnet", "text-embedding")])
-def test_in_int8_the_same_tokens_go(family: str, task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["two ratios", "two switched off"])
+def test_in_int8_the_same_tokens_go(family: str, task: str, name: str, tmp_path: Path) -> None:
     """By position, so that rounding decides nothing: what differs then is the rounding of the linear maps."""
     encoder = model_of(family, task)
     dense = onnxruntime.export(encoder, tmp_path / "dense.onnx")
-    packed = pruned(encoder, "last", "two ratios", exit=True)
+    packed = pruned(encoder, "last", name, exit=True)
     files = {"dense": dense, "tokens": onnxruntime.export(packed, tmp_path / "tokens.onnx")}
     errors: dict[str, list[float]] = {"dense": [], "tokens": []}
-    for name, path in files.items():
+    for which, path in files.items():
         exact = onnxruntime.load(path, threads=1)
-        rough = onnxruntime.load(int8.quantize(path, tmp_path / f"{name}-int8.onnx"), threads=1)
+        rough = onnxruntime.load(int8.quantize(path, tmp_path / f"{which}-int8.onnx"), threads=1)
         for inputs in texts(packed):
             feed = {key: tensor.numpy() for key, tensor in inputs.items()}
             difference = rough.run(feed)[packed.output_name] - exact.run(feed)[packed.output_name]
-            errors[name].append(float(np.abs(difference).mean()))
+            errors[which].append(float(np.abs(difference).mean()))
     assert 0 < np.mean(errors["tokens"]) < 2 * np.mean(errors["dense"]), errors
     assert policy_of(tmp_path / "tokens-int8.onnx") == packed.policy
 
