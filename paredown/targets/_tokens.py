@@ -5,6 +5,8 @@ TopK ranks the scores, the tokens of the highest ones are gathered in their old 
 the padding below all scores and special tokens above, one TopK serves every rule. The numbers of a ratio or a quantile
 are looked up in a table by a text's length, since a runtime may count in 32 bits and compute shares in float32.
 
+With `off_below`, a batch of short texts alone skips the stages: they stand in an If, whose other branch passes all on.
+
 A scorer is traced from its own code. It reads what the layers before the stage compute anyway.
 
 Legend: B batch, T tokens before a stage, L after it, D model width, H heads, K head size.
@@ -86,8 +88,35 @@ class Stages:
             return flow
         if not self._at:
             self._begin(_Named(writer, "tokens."))
-        node = _Named(writer, f"tokens.{stage.after}.")
-        at = self._at
+        written = self._unless_short if "short" in self._at else self._stage
+        return written(writer, index, flow, stage)
+
+    def _unless_short(self, writer: Writer, index: int, flow: Flow, stage: TokenStage) -> Flow:
+        """The stage in a branch of its own, which a batch of texts that all keep all their tokens does not enter."""
+        node, at, inner = _Named(writer, f"tokens.{stage.after}."), dict(self._at), Writer()
+        made = self._stage(inner, index, flow, stage)
+        writer.initializers.extend(inner.initializers)
+        done = {output for one in inner.nodes for output in one.output}
+        known = [name for name in self._read_later(stage) if self._at.get(name) in done]
+        outcomes = {name: _Outcome(getattr(flow, name), getattr(made, name), *_FLOW[name]) for name in _FLOW}
+        for name in known:
+            kind, rank = _KNOWN[name]
+            before = at.get(name) or node.nothing(f"no_{name}", kind, rank)
+            outcomes[name] = _Outcome(before, self._at[name], kind, rank)
+        after = _chosen(node, at["short"], inner.nodes, outcomes)
+        self._at |= {name: after[name] for name in known}
+        return Flow(**{name: after[name] for name in _FLOW})
+
+    def _read_later(self, stage: TokenStage) -> tuple[str, ...]:
+        """What is read behind the stage of that which is known of the tokens."""
+        if stage.after < max(self._stages):
+            return tuple(_KNOWN)
+        return () if self._layout.pooling == "cls" else ("number", "length", "real", "gone")
+
+    def _stage(self, writer: Writer, index: int, flow: Flow, stage: TokenStage) -> Flow:
+        if "standing" not in self._at:
+            self._rank(_Named(writer, "tokens."))
+        node, at = _Named(writer, f"tokens.{stage.after}."), self._at
         shape = node("Concat", [at["batch"], at["length"], node.whole("rest", [-1])], "rows_shape", axis=0)
         rows = node("Reshape", [flow.stream, shape], "rows")
         scores = node("Add", [self._scores(node, index, rows, stage), at["standing"]], "scores")
@@ -98,18 +127,28 @@ class Stages:
         """What is known of the tokens when nothing has gone yet."""
         at, policy = self._at, self._policy
         zero, one, two = (node.whole(f"end.{i}", [i]) for i in range(3))
-        none, lowest = node.real("zero", 0), node.real("lowest", -HUGE)
         at["batch"] = node("Slice", [SIZE, zero, one], "batch")
-        at["length"] = node("Slice", [SIZE, one, two], "length")
+        at["length"] = at["first_length"] = node("Slice", [SIZE, one, two], "length")
         at["number"] = at["lengths"] = node("ReduceSum", ["attention_mask", one], "lengths", keepdims=1)  # [B, 1]
-        at["ids"] = "input_ids"
         at["real"] = node("Cast", ["attention_mask"], "real", to=_FLOAT)
-        if "positions" in self._needs:
-            slots = node("Slice", [self._slots(node), zero, at["length"]], "columns")
-            at["positions"] = node("Expand", [slots, SIZE], "positions")
         if policy.off_below > policy.least:
-            at["whole"] = node("LessOrEqual", [at["lengths"], node.whole("off_below", [policy.off_below])], "whole")
-        standing = none
+            at["limit"] = node.whole("off_below", [policy.off_below])
+            at["short"] = node("LessOrEqual", [at["length"], at["limit"]], "short")
+        if self._layout.position_bias:
+            at["bias"] = node("Reshape", [BIAS, node.whole("bias_shape", [0, -1])], "flat_bias")
+
+    def _rank(self, node: _Named) -> None:
+        """What the first stage makes of them, for itself and those after it."""
+        at, policy = self._at, self._policy
+        one, two = node.whole("axis.1", [1]), node.whole("axis.2", [2])
+        standing, lowest = node.real("zero", 0), node.real("lowest", -HUGE)
+        at["ids"] = "input_ids"
+        if "positions" in self._needs:
+            slots = node("Slice", [self._slots(node), node.whole("start", [0]), at["length"]], "columns")
+            at["positions"] = node("Expand", [slots, SIZE], "positions")
+        one_table = policy.rule != "threshold" and len(self._stages) == 1  # which tells of short texts too
+        if "limit" in at and not one_table:
+            at["whole"] = node("LessOrEqual", [at["lengths"], at["limit"]], "whole")
         if policy.special_ids:
             wide = node("Unsqueeze", ["input_ids", two], "wide_ids")
             equal = node("Equal", [wide, node.whole("special_ids", policy.special_ids)], "equal")  # [B, T, ids]
@@ -216,17 +255,11 @@ class Stages:
     def _bias(self, node: _Named) -> str:
         """The position bias of the tokens that are left [B, H, L, L]."""
         at = self._at
-        if "bias" not in at:
-            flat = node("Reshape", [BIAS, node.whole("bias_shape", [0, -1])], "flat_bias")
-            at["bias"], at["first_length"] = flat, node("Slice", [SIZE, *self._ends(node)], "first_length")
         rows = node("Unsqueeze", [at["positions"], node.whole("bias_axis.2", [2])], "bias_rows")
         columns = node("Unsqueeze", [at["positions"], node.whole("bias_axis.1", [1])], "bias_columns")
         pairs = node("Add", [node("Mul", [rows, at["first_length"]], "bias_starts"), columns], "bias_pairs")
         found = node("Gather", [at["bias"], pairs], "bias_found", axis=1)  # [H, B, L, L]
         return node("Transpose", [found], "bias", perm=[1, 0, 2, 3])
-
-    def _ends(self, node: _Named) -> list[str]:
-        return [node.whole("length_start", [1]), node.whole("length_end", [2])]
 
     def _leave(self, node: _Named, rows: str, short: str, before: Mapping[str, str], stage: TokenStage) -> None:
         """Adds what the dropped tokens add to the sum over a text's tokens [B, 1, D], by the linear exit."""
@@ -255,6 +288,19 @@ class Stages:
 
 
 _FLOAT, _INT64, _BOOL = 1, 7, 9  # of onnx.TensorProto
+# Type and number of axes: of what the next layer reads, and of what later stages and the pooling know of the tokens.
+_FLOW = {"stream": (_FLOAT, 2), "mask": (_FLOAT, 4), "split_shape": (_INT64, 1)}
+_KNOWN = {
+    "number": (_INT64, 2),
+    "length": (_INT64, 1),
+    "real": (_FLOAT, 2),
+    "gone": (_FLOAT, 3),
+    "standing": (_FLOAT, 2),
+    "specials": (_INT64, 2),
+    "whole": (_BOOL, 2),
+    "ids": (_INT64, 2),
+    "positions": (_INT64, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -278,23 +324,63 @@ class _Named:
         """A float32 number."""
         return self.tensor(name, np.array(value, np.float32))
 
+    def nothing(self, name: str, kind: int, rank: int) -> str:
+        """A zero of a type of onnx.TensorProto, with `rank` axes."""
+        from onnx import helper
+
+        return self.tensor(name, np.zeros([1] * rank, helper.tensor_dtype_to_np_dtype(kind)))
+
     def wide(self, source: str, name: str, axis: int) -> str:
         """`source` with one more axis."""
         return self("Unsqueeze", [source, self.whole(f"{name}_axis", [axis])], name)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A result of an If: its name where the stage is skipped and where it is not, its type and number of axes."""
+
+    skipped: str
+    done: str
+    kind: int
+    rank: int
+
+
+def _chosen(node: _Named, skip: str, stage: list[Any], outcomes: Mapping[str, _Outcome]) -> dict[str, str]:
+    """The names of the outcomes, behind an If that runs the nodes of the stage unless `skip`."""
+    from onnx import helper
+
+    passing, names = Writer(), {name: f"{node.prefix}after.{name}" for name in outcomes}
+    for name, one in outcomes.items():
+        passing.node("Identity", [one.skipped], f"{node.prefix}skipped.{name}")
+
+    def branch(name: str, nodes: list[Any], results: Iterable[str]) -> Any:
+        infos = [
+            helper.make_tensor_value_info(result, one.kind, [None] * one.rank)
+            for result, one in zip(results, outcomes.values(), strict=True)
+        ]
+        return helper.make_graph(nodes, node.prefix + name, [], infos)
+
+    branches = {
+        "then_branch": branch("skipped", passing.nodes, [one.name for one in passing.nodes]),
+        "else_branch": branch("stage", stage, [one.done for one in outcomes.values()]),
+    }
+    made = helper.make_node("If", [skip], list(names.values()), name=f"{node.prefix}unless_short", **branches)
+    node.writer.nodes.append(made)
+    return names
 
 
 def _traced(scoring: Scoring, width: int, heads: int, head_dim: int, opset: int) -> Any:
     """The scorer as an ONNX graph from `real` and what it needs to `score`."""
     import torch
 
-    size, tokens = (2, 7), torch.ones(2, 7, dtype=torch.long)  # as `trace` wants it
+    size = (2, 7)  # as `trace` wants it; a tensor given twice would be traced as one input
     examples = {
         "stream": (torch.ones(*size, width), TOKENS),
         "keys": (torch.ones(2, heads, 7, head_dim), {0: "batch", 2: "length"}),
         "attention": (torch.ones(2, heads, 7, 7), {0: "batch", 2: "length", 3: "length"}),
         "first_attention": (torch.ones(2, heads, 7), {0: "batch", 2: "length"}),
-        "ids": (tokens, TOKENS),
-        "positions": (tokens, TOKENS),
+        "ids": (torch.ones(size, dtype=torch.long), TOKENS),
+        "positions": (torch.ones(size, dtype=torch.long), TOKENS),
         "gate": (torch.ones(width), {}),
     }
     evidence, axes = zip(*(examples[name] for name in scoring.needs), strict=True)

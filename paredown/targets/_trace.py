@@ -57,7 +57,10 @@ def trace(
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ParedownError(f"torch could not trace this model to ONNX: {reason[-1]}") from error
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces with the paths of the machine that exported
+    return model
 
 
 def prefix(model: Any, start: str, outer: Mapping[str, str]) -> None:

@@ -141,8 +141,6 @@ def _assemble(encoder: Encoder, opset: int, stages: Stages | None = None) -> Any
     del graph.output[:]
     graph.output.extend(tail.graph.output)
     graph.name = "encoder"
-    for node in graph.node:
-        del node.metadata_props[:]  # stack traces with the paths of the machine that exported
     # The exporter's guesses at inner shapes make onnxruntime.quantization fail (ShapeInferenceError).
     graph.ClearField("value_info")
     del model.metadata_props[:]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from paredown.tokens._seen import Seen
@@ -16,4 +17,5 @@ NEEDS = ("keys",)
 
 def score(seen: Seen) -> Tensor:
     """[G, n]"""
-    return -cast(Tensor, seen.keys).square().sum(-1).sqrt().mean(1)
+    found: Tensor = torch.linalg.vector_norm(cast(Tensor, seen.keys), dim=-1)
+    return -found.mean(1)

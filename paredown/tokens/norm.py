@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from paredown.tokens._seen import Seen
@@ -17,4 +18,5 @@ NEEDS = ("stream",)
 
 def score(seen: Seen) -> Tensor:
     """[G, n]"""
-    return cast(Tensor, seen.stream).square().sum(-1).sqrt()
+    found: Tensor = torch.linalg.vector_norm(cast(Tensor, seen.stream), dim=-1)
+    return found
