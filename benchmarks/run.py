@@ -192,11 +192,9 @@ def tokens_search() -> list[dict[str, Any]]:
         csv.writer(out).writerows([rows[0], *rows[1::5]])
     clinc = str(_assets() / "data/clinc150/data_full.json")
     tasks = ",".join([str(_assets() / "data/banking77/train.csv"), clinc, str(part)])
-    asked = ("tokens", "search", str(_minilm()), "--tasks", tasks, "--max-length", "256", "--max-drop", "1%")
-    return [
-        {"step": f"search {scorer}", **_command(*asked, "--scorer", scorer)}
-        for scorer in ("attention", "norm", "learned")
-    ]
+    grid = ("--s", "15,32,64,128", "--q", "0.3,0.5,0.7", "--l", "1,2,3", "--shots", "5")
+    asked = ("tokens", "search", str(_minilm()), "--tasks", tasks, "--max-length", "256", "--max-drop", "1%", *grid)
+    return [{"step": f"search {name}", **_command(*asked, "--scorer", name)} for name in ("attention", "norm")]
 
 
 def tokens_unpadding() -> list[dict[str, Any]]:
