@@ -159,6 +159,74 @@ def rounds() -> str:
     return "\n".join(lines_of(table))
 
 
+def tokens() -> str:
+    """What dropping tokens gains and loses, by policy and by scorer; one threshold for several tasks; unpadding."""
+    made = {record["step"]: record for name in ("tokens", "tokens-scorers") for record in run_of(name)}
+    parts = []
+    for step, record in made.items():
+        name, _, what = step.partition(" ")
+        data, _, target = what.removeprefix("on ").partition(" ")
+        told = {"sweep": "policies", "policy": "the policy chosen on newsgroups", "merge": "merging"}.get(name, name)
+        model = "MiniLM-L6 classifier" if "text-classification" == record["task"] else "all-MiniLM-L6-v2"
+        dense = f"{100 * record['quality_dense']:.2f} %"
+        parts += [
+            f"**{told}, {data}, {target or record['target']}** ({model}, {record['mean_tokens']:.0f} tokens a text, "
+            f"{record['quality_metric']} {dense}, {record['samples']} texts):",
+            "",
+            *lines_of(_policies(record)),
+            "",
+        ]
+    table = [["data", "batches of 64", "padding", "unpadded, times as fast", "largest difference"]]
+    for row in run_of("tokens-unpadding")[-1]["rows"]:
+        speed = row["speedup"]
+        times = f"{speed['value']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]"
+        table.append([row["data"], row["order"], f"{row['padding']:.0%}", times, f"{row['largest_difference']:.0e}"])
+    return "\n".join([*parts, "**Unpadding alone**, torch:", "", *lines_of(table)])
+
+
+def _policies(record: dict[str, Any]) -> list[list[str]]:
+    table = [["policy", "times as fast [95 %]", record["quality_metric"], "lost [95 %]"]]
+    for row in record["candidates"]:
+        if row["name"] == "dense":
+            continue
+        speed, drop = row["speedup"], row["drop"]
+        times = f"{speed['value']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]"
+        lost = f"{100 * drop['value']:.2f} [{100 * drop['low']:.2f}, {100 * drop['high']:.2f}]" if drop else ""
+        quality = f"{100 * row['quality']:.2f} %" if drop else ""
+        table.append([f"**{row['name']}**" if row["chosen"] else row["name"], times, quality, lost])
+    return table
+
+
+def searched() -> str:
+    """One (s, q, l) for several tasks, by scorer, with the published one beside it."""
+    table = [
+        ["scorer", "s, q, l", "task", "tokens a text", "longer than s", "points lost [95 %]", "their time, of dense"]
+    ]
+    for record in run_of("tokens-search"):
+        for row in record["tasks"]:
+            for name, found in ((record["scorer"], row), ("published", row["published"])):
+                triple = record["chosen"] if name == record["scorer"] else record["published"]
+                table.append(_line(name, triple, row["task"], row, found))
+        for row in record["left_out"]:
+            if row["policy"]:
+                about = {"mean_tokens": None, "longer_than_s": None}
+                table.append(_line(f"{record['scorer']}, by the others", row["policy"], row["task"], about, row))
+    return "\n".join(lines_of(table))
+
+
+def _line(name: str, triple: dict[str, Any], task: str, about: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    time, drop = found.get("time"), found["drop"]
+    return [
+        name,
+        f"{triple['s']}, {triple['q']:g}, {triple['l']}",
+        task,
+        "" if about["mean_tokens"] is None else f"{about['mean_tokens']:.0f}",
+        "" if about["longer_than_s"] is None else f"{about['longer_than_s']:.0%}",
+        f"{100 * drop['value']:.2f} [{100 * drop['low']:.2f}, {100 * drop['high']:.2f}]",
+        f"{time['value']:.0%} [{time['low']:.0%}, {time['high']:.0%}]" if time else "",
+    ]
+
+
 def _rows(record: dict[str, Any], unit: str) -> dict[tuple[str, float], dict[str, Any]]:
     return {(row["criterion"], row["fraction"]): row for row in record["rows"] if row["unit"] == unit}
 
@@ -175,6 +243,8 @@ PLACES = {  # which table goes where
     "criteria": ("docs/criteria.md", criteria),
     "decoders": ("docs/amounts.md", decoders),
     "rounds": ("docs/amounts.md", rounds),
+    "tokens": ("docs/tokens.md", tokens),
+    "searched": ("docs/tokens.md", searched),
 }
 
 

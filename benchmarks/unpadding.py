@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 BATCH, TURNS = 64, 7
-TEXTS, TOKENS = 512, 24_000  # of a file, whichever is less
+TEXTS, TOKENS = 512, 48_000  # of a file, whichever is less
 LONGEST = 256
 
 
