@@ -167,7 +167,7 @@ def tokens() -> str:
         name, _, what = step.partition(" ")
         data, _, target = what.removeprefix("on ").partition(" ")
         told = {"sweep": "policies", "policy": "the policy chosen on newsgroups", "merge": "merging"}.get(name, name)
-        model = "MiniLM-L6 classifier" if "text-classification" == record["task"] else "all-MiniLM-L6-v2"
+        model = "MiniLM-L6 classifier" if record["task"] == "text-classification" else "all-MiniLM-L6-v2"
         dense = f"{100 * record['quality_dense']:.2f} %"
         parts += [
             f"**{told}, {data}, {target or record['target']}** ({model}, {record['mean_tokens']:.0f} tokens a text, "
@@ -204,13 +204,12 @@ def searched() -> str:
     ]
     for record in run_of("tokens-search"):
         for row in record["tasks"]:
-            for name, found in ((record["scorer"], row), ("published", row["published"])):
-                triple = record["chosen"] if name == record["scorer"] else record["published"]
-                table.append(_line(name, triple, row["task"], row, found))
+            table.append(_line(record["scorer"], record["chosen"], row["task"], row, row))
+            if "published" in row:
+                table.append(_line("published", record["published"], row["task"], unsaid, row["published"]))
         for row in record["left_out"]:
             if row["policy"]:
-                about = {"mean_tokens": None, "longer_than_s": None}
-                table.append(_line(f"{record['scorer']}, by the others", row["policy"], row["task"], about, row))
+                table.append(_line(f"{record['scorer']}, by the others", row["policy"], row["task"], unsaid, row))
     return "\n".join(lines_of(table))
 
 
