@@ -199,9 +199,8 @@ def _policies(record: dict[str, Any]) -> list[list[str]]:
 
 def searched() -> str:
     """One (s, q, l) for several tasks, by scorer, with the published one beside it."""
-    table = [
-        ["scorer", "s, q, l", "task", "tokens a text", "longer than s", "points lost [95 %]", "their time, of dense"]
-    ]
+    head = ["scorer", "s, q, l", "task", "tokens a text", "longer than s", "points lost [95 %]", "their time, of dense"]
+    table, unsaid = [head], {"mean_tokens": None, "longer_than_s": None}
     for record in run_of("tokens-search"):
         for row in record["tasks"]:
             table.append(_line(record["scorer"], record["chosen"], row["task"], row, row))
