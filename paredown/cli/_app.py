@@ -120,6 +120,15 @@ def prune(
             rich_help_panel=options.TARGET,
         ),
     ] = False,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            metavar="DIR",
+            help="A token policy to try instead of the usual ones: what tokens sweep or search wrote.",
+            rich_help_panel=options.TARGET,
+        ),
+    ] = None,
     out: Annotated[
         str, typer.Option("--out", metavar="DIR", help="The folder of the bundle.", rich_help_panel=options.RUN)
     ],
@@ -175,6 +184,7 @@ def prune(
             steps=steps,
             target=target or "",
             uniform=uniform,
+            tokens=tokens,
             minutes=minutes,
             confidence=confidence,
             seed=seed,

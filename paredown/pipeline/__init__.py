@@ -70,6 +70,7 @@ def prune(
     steps: int | None = None,
     target: str = "",
     uniform: bool = False,
+    tokens: str | Path | None = None,
     minutes: float = 20.0,
     confidence: float = 0.9,
     seed: int = 0,
@@ -92,6 +93,6 @@ def prune(
     where it was when called again with the same arguments.
     """
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "progress"}
-    for name in ("model", "data", "eval", "out"):  # paths are welcome too
+    for name in ("model", "data", "eval", "out", "tokens"):  # paths are welcome too
         arguments[name] = None if arguments[name] is None else str(arguments[name])
     return run(Settings(**arguments), progress or Silent())

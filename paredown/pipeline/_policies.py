@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from paredown import registry
 from paredown.cores import cores
 from paredown.encoder import Encoder
+from paredown.errors import ParedownError
+from paredown.files import replacing
 from paredown.models import LoadedModel
 from paredown.pipeline import _loaders
 from paredown.pipeline._prepare import Prepared
-from paredown.pipeline._settings import Progress
+from paredown.pipeline._settings import POLICY, Progress
 from paredown.targets import export_stock
 from paredown.targets import onnxruntime as ort
 from paredown.tokens import Packed
 from paredown.types import Anatomy, Array, Plan, Runner, TokenPolicy, TokenStage
 from paredown.validation.timing import Alternative
 
+TENSORS = "policy.safetensors"  # what it has learnt, beside POLICY
 FITTED_TOKENS = 60_000  # that gates and exits learn from: three hundred posts, or four thousand questions
 PROBED_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192)  # where it is measured whether dropping pays
 PROBED_BATCH, PROBED_ROUNDS = 8, 7
@@ -49,8 +53,13 @@ class Dense(Protocol):
     def encoder(self) -> Encoder: ...
 
 
-def policies_for(prepared: Prepared, layers: int, *, bold: bool) -> list[TokenPolicy]:
-    """What a run tries on a model of so many layers, `bold` policies too or careful ones alone; none on short texts."""
+def policies_for(prepared: Prepared, layers: int, *, bold: bool, asked: TokenPolicy | None = None) -> list[TokenPolicy]:
+    """What a run tries on a model of so many layers, `bold` policies too or careful ones alone; none on short texts.
+
+    A policy that was `asked` for is tried instead, whatever the texts, if there are layers behind it.
+    """
+    if asked is not None:
+        return [asked] if asked.stages and asked.stages[-1].after < layers else []
     if layers < 2 or prepared.guardrail.lengths.mean() < WORTH_TRYING:
         return []
     special = special_ids(prepared.loaded.tokenizer)
@@ -64,6 +73,29 @@ def special_ids(tokenizer: Any) -> tuple[int, ...]:
     """The ids of tokens that mark the ends of texts and sentences: they stay, whatever they score."""
     named = (getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos"))
     return tuple(sorted({int(one) for one in named if one is not None}))
+
+
+def read_policy(folder: str | Path, encoder: Encoder) -> Packed:
+    """What `write_policy` wrote, on this model. ParedownError where it cannot be read, or was learnt on another."""
+    path, tensors = Path(folder) / POLICY, Path(folder) / TENSORS
+    try:
+        policy = TokenPolicy.from_json(path.read_text(encoding="utf-8"))
+        learnt = load_file(tensors) if tensors.exists() else {}
+    except FileNotFoundError as error:
+        raise ParedownError(f"{folder} holds no {POLICY}: name what --out of a sweep or search made") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ParedownError(f"{folder} holds a token policy that cannot be read: {error}") from error
+    return Packed(encoder, policy, learnt)
+
+
+def write_policy(folder: Path, packed: Packed) -> None:
+    """The policy, and the tensors that it has learnt, as files of the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if packed.tensors:
+        with replacing(folder / TENSORS) as beside:
+            save_file(packed.tensors, beside)
+    with replacing(folder / POLICY) as beside:
+        beside.write_text(packed.policy.to_json() + "\n", encoding="utf-8")
 
 
 def described(policy: TokenPolicy) -> str:

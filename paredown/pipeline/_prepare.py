@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from paredown.errors import BadData, UnsupportedModel
 from paredown.models import CAUSAL_LM, EMBEDDING, LoadedModel, load_model
 from paredown.network import Forward, Network, network
 from paredown.pipeline._memory import give_back_what_is_freed
-from paredown.pipeline._settings import Settings
+from paredown.pipeline._settings import POLICY, Settings
 from paredown.surgery import fold
 from paredown.tasks import (
     LinearProbe,
@@ -184,6 +185,9 @@ def run_key(settings: Settings, prepared: Prepared) -> str:
     """Names a run by all that its results depend on: settings, texts, weights, versions, machine."""
     machine = card()
     nowhere = replace(settings, model="", data="", eval=None, out="")  # a file has many paths: what it holds counts
+    if settings.tokens:
+        policy = hashlib.sha256((Path(settings.tokens) / POLICY).read_bytes())
+        nowhere = replace(nowhere, tokens=policy.hexdigest())
     about = [nowhere, __version__, machine["libraries"], machine["cpu"], machine["cores"]]
     found = hashlib.sha256(canonical_json(about).encode())
     for part in (prepared.calibration, prepared.guardrail, prepared.test):

@@ -30,7 +30,7 @@ from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, ti
 from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
-from paredown.pipeline._policies import policies_for, switched_off
+from paredown.pipeline._policies import policies_for, read_policy, switched_off
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._rounds import Rounds, fitting
 from paredown.pipeline._settings import TRAINED, Progress, Settings
@@ -53,6 +53,8 @@ def run(settings: Settings, progress: Progress) -> Bundle:
     try:
         progress.stage("Reading model and data")
         prepared = prepare(settings)
+        if settings.tokens:
+            read_policy(settings.tokens, prepared.encoder)  # what cannot be read is told before the long work
         out.parent.mkdir(parents=True, exist_ok=True)
         settings = _for_model(settings, prepared)
         if settings.sized:
@@ -163,16 +165,17 @@ def _dropping_tokens(
 ) -> list[Candidate]:
     """The same models, dropping tokens while they run: structure and tokens are chosen together, under one gate.
 
-    The dense model tries a bold policy too. Nothing is tried where the file has to be a stock checkpoint, or where it
+    A gate that learns is fitted to each model anew. The dense model tries a bold policy too. Nothing is tried where the file has to be a stock checkpoint, or where it
     was said how much goes.
     """
     if prepared.generates or settings.uniform or settings.sized:
         return []
+    asked = read_policy(settings.tokens, prepared.encoder).policy if settings.tokens else None
     found: list[Candidate] = []
-    off: int | None = None
+    off = None if asked is None else asked.off_below
     for base in [one for one in candidates if one.eligible and one.precision == "fp32"]:
         layers = len(Encoder(base.model, prepared.anatomy.layout).layers)
-        policies = policies_for(prepared, layers, bold=base.kind == "folded")
+        policies = policies_for(prepared, layers, bold=base.kind == "folded", asked=asked)
         if not policies:
             continue
         if off is None:

@@ -11,6 +11,7 @@ from paredown.errors import ParedownError
 from paredown.planning import RANKINGS, SCHEDULES, Shares
 
 TARGETS = ("onnxruntime", "openvino", "torch")
+POLICY = "policy.json"  # in a folder that holds a token policy
 DEFAULT_DROP = 0.01
 KINDS = ("heads", "queries", "neurons", "layers", "sublayers")  # of units, as the fields of Shares
 RECOVERIES = ("none", "compensate", "reconstruct", "distill", "finetune")
@@ -32,7 +33,8 @@ class Settings:
     `criterion` ranks heads and neurons ("obs", but "ablation" for a language model's heads), `depth_criterion` layers.
     `recover` says what follows each cut; training takes `minutes` in all, or as many `steps`, or none at 0 minutes.
     `lora` is the rank of LoRA's matrices, 0 for none. Without a `target` it is "onnxruntime", or "torch"
-    for a language model.
+    for a language model. `tokens` is a folder with a token policy, as a sweep or search writes it, to be tried instead
+    of the usual ones.
     """
 
     model: str
@@ -66,6 +68,7 @@ class Settings:
     steps: int | None = None
     target: str = ""
     uniform: bool = False
+    tokens: str | None = None
     minutes: float = 20.0
     confidence: float = 0.9
     seed: int = 0
@@ -105,6 +108,7 @@ class Settings:
             (min(self.minimum_heads, self.minimum_neurons) >= 1, "minimum_heads and minimum_neurons are 1 or more"),
             (self.lora >= 0, "lora is a rank of 0 or more"),
             (self.steps is None or self.steps >= 1, "steps is 1 or more"),
+            (not self.tokens or not (self.sized or self.uniform), "tokens goes with neither an amount nor uniform"),
         )
         for fine, sentence in checks:
             if not fine:
@@ -166,6 +170,7 @@ class Settings:
             "lora": self.lora or None,
             "steps": self.steps,
             "target": self.target or None,
+            "tokens": self.tokens,
             "minutes": f"{self.minutes:g}",
             "confidence": None if self.confidence == 0.9 else self.confidence,
             "seed": self.seed or None,

@@ -30,10 +30,17 @@ from paredown.errors import BadData, ParedownError
 from paredown.models import EMBEDDING, LoadedModel, load_model
 from paredown.pipeline._latency import at_once
 from paredown.pipeline._memory import give_back_what_is_freed
-from paredown.pipeline._policies import FITTED_TOKENS, alternative_of, dense_alternative, described, special_ids
+from paredown.pipeline._policies import (
+    FITTED_TOKENS,
+    alternative_of,
+    dense_alternative,
+    described,
+    special_ids,
+    write_policy,
+)
 from paredown.pipeline._prepare import calibration_batches, describe_loaded, outputs_of, timing_batches
 from paredown.pipeline._settings import DEFAULT_DROP, Progress, Silent
-from paredown.pipeline._tokens import TIMED_TOKENS, write_policy
+from paredown.pipeline._tokens import TIMED_TOKENS
 from paredown.surgery import fold
 from paredown.tasks import (
     Tokens,

@@ -16,14 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paredown import registry
 from paredown.cores import cores
 from paredown.errors import ParedownError, UnsupportedModel
-from paredown.files import replacing
 from paredown.network import Forward
 from paredown.pipeline._candidates import BASELINE, Candidate
 from paredown.pipeline._gate import Judged, as_row
@@ -34,8 +31,10 @@ from paredown.pipeline._policies import (
     alternative_of,
     dense_alternative,
     described,
+    read_policy,
     special_ids,
     switched_off,
+    write_policy,
 )
 from paredown.pipeline._prepare import (
     Prepared,
@@ -59,7 +58,6 @@ ROUNDS = 9
 SECONDS = 10.0  # of timing for each policy at most
 TIMED_TOKENS = 16_000  # in batches: where texts are long, padding decides too, and two batches would be chance
 JUDGED_TOKENS = 1_000_000  # of guardrail texts, where a first look says that a policy may pass
-POLICY, TENSORS = "policy.json", "policy.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,11 @@ def sweep_tokens(
         prepared = prepare(settings, probed=True, judged_tokens=JUDGED_TOKENS)
         if prepared.generates:
             raise UnsupportedModel("tokens are dropped from text encoders; a language model needs all of them to go on")
-        tried = _fitted(tokens, prepared, asked.seed, progress) if policy is None else [read_policy(policy, prepared)]
+        tried = (
+            _fitted(tokens, prepared, asked.seed, progress)
+            if policy is None
+            else [read_policy(policy, prepared.encoder)]
+        )
         with tempfile.TemporaryDirectory() as folder:
             facts = _swept(asked, tokens, prepared, tried, Path(folder), progress)
             chosen = next((i for i, row in enumerate(facts["candidates"]) if row.get("chosen")), None)
@@ -307,29 +309,6 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     off = facts["policy"].off_below
     short = f" Texts of up to {off} tokens keep all: there it does not pay." if off else ""
     return f"Use {one['name']}: {one['speedup'].value:.2f} times the texts per second.{short}"
-
-
-def read_policy(folder: str | Path, prepared: Prepared) -> Packed:
-    """What `write_policy` wrote, on this model. ParedownError where it cannot be read, or was learnt on another."""
-    path, tensors = Path(folder) / POLICY, Path(folder) / TENSORS
-    try:
-        policy = TokenPolicy.from_json(path.read_text(encoding="utf-8"))
-        learnt = load_file(tensors) if tensors.exists() else {}
-    except FileNotFoundError as error:
-        raise ParedownError(f"{folder} holds no {POLICY}: name what --out of a sweep or search made") from error
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ParedownError(f"{folder} holds a token policy that cannot be read: {error}") from error
-    return Packed(prepared.encoder, policy, learnt)
-
-
-def write_policy(folder: Path, packed: Packed) -> None:
-    """The policy, and the tensors that it has learnt, as files of the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if packed.tensors:
-        with replacing(folder / TENSORS) as beside:
-            save_file(packed.tensors, beside)
-    with replacing(folder / POLICY) as beside:
-        beside.write_text(packed.policy.to_json() + "\n", encoding="utf-8")
 
 
 def _timed(

@@ -24,7 +24,7 @@ STUDY = "--data --eval --text-column --label-column --labels --max-length --out 
 # What users have in their scripts: a name may be added, none may go.
 FROZEN = {
     "prune": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length --max-drop "
-    "--speedup --latency-ms --minutes --confidence --target --uniform --out --config --threads --seed --json "
+    "--speedup --latency-ms --minutes --confidence --target --uniform --tokens --out --config --threads --seed --json "
     "--heads --queries --neurons --layers --sublayers --parameters --criterion --depth-criterion --ranking --protect "
     "--minimum-heads --minimum-neurons "
     "--rounds --schedule --recover --lora --steps",
