@@ -70,7 +70,7 @@ def prune(
     steps: int | None = None,
     target: str = "",
     uniform: bool = False,
-    tokens: str | Path | None = None,
+    tokens: str | None = None,
     minutes: float = 20.0,
     confidence: float = 0.9,
     seed: int = 0,

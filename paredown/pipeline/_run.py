@@ -165,8 +165,8 @@ def _dropping_tokens(
 ) -> list[Candidate]:
     """The same models, dropping tokens while they run: structure and tokens are chosen together, under one gate.
 
-    A gate that learns is fitted to each model anew. The dense model tries a bold policy too. Nothing is tried where the file has to be a stock checkpoint, or where it
-    was said how much goes.
+    A gate that learns is fitted to each model anew. The dense model tries a bold policy too. Nothing is tried where the
+    file has to be a stock checkpoint, or where it was said how much goes.
     """
     if prepared.generates or settings.uniform or settings.sized:
         return []
