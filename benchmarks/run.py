@@ -20,7 +20,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,42 +149,35 @@ def fewshot() -> list[dict[str, Any]]:
     return found
 
 
-def tokens() -> list[dict[str, Any]]:
-    """What 50 to 70 % of the tokens gain and lose on long posts; the policy chosen there, on short questions."""
+def tokens() -> Iterator[dict[str, Any]]:
+    """What 50 and 60 % of the tokens gain and lose on long posts; the policy chosen there, on short questions."""
     train, test = _bodies()
-    model, found = str(_minilm()), []
-    grid = ("--keep", "0.5,0.6,0.7", "--after", "17%,33%")
     for target in ("torch", "onnxruntime"):
-        asked = ("tokens", "sweep", model, "--target", target, "--max-length", "256")
+        asked = ("tokens", "sweep", str(_minilm()), "--target", target, "--max-length", "256")
         out = WORK / f"tokens-{target}"
         shutil.rmtree(out, ignore_errors=True)
-        made = _command(*asked, "--data", train, "--eval", test, *grid, "--max-drop", "1.5%", "--out", str(out))
-        found.append({"step": f"sweep newsgroups {target}", **made})
-        if not made["accepted"]:
-            continue
-        for name, data in _intents().items():
-            tried = _command(*asked, *data, "--policy", str(out))
-            found.append({"step": f"policy on {name} {target}", **tried})
-    return found
+        grid = ("--after", "17%,33%,33%+67%", "--keep", "0.5,0.6", "--max-drop", "1.5%")
+        made = _command(*asked, "--data", train, "--eval", test, *grid, "--out", str(out))
+        yield {"step": f"sweep newsgroups {target}", **made}
+        for name, data in _intents().items() if made["accepted"] else ():
+            yield {"step": f"policy on {name} {target}", **_command(*asked, *data, "--policy", str(out))}
 
 
-def tokens_scorers() -> list[dict[str, Any]]:
+def tokens_scorers() -> Iterator[dict[str, Any]]:
     """Every scorer at one speed, merging, and the linear exit, on long posts; scorers in a classifier of questions."""
     train, test = _bodies()
     asked = ("tokens", "sweep", str(_minilm()), "--data", train, "--eval", test, "--max-length", "256")
-    half = ("--keep", "0.5", "--after", "1")
+    half = ("--keep", "0.5", "--after", "33%")
     every = ("--scorers", "learned,norm,attention,cls_attention,key_norm,random,last")
     third = ("--keep", "0.6", "--after", "33%")
-    return [
-        {"step": "scorers newsgroups", **_command(*asked, *half, *every)},
-        {"step": "exit newsgroups", **_command(*asked, *half, "--scorers", "learned,norm,attention", "--exit")},
-        {"step": "merge newsgroups", **_command(*asked, *half, "--action", "merge")},
-        {"step": "scorers banking77", **_command("tokens", "sweep", *_banking77(), *third, *every)},
-        {"step": "bf16 newsgroups", **_command(*asked, *half, "--scorers", "learned,norm", "--precision", "bf16")},
-    ]
+    yield {"step": "scorers banking77", **_command("tokens", "sweep", *_banking77(), *third, *every)}
+    yield {"step": "scorers newsgroups", **_command(*asked, *half, *every)}
+    yield {"step": "bf16 newsgroups", **_command(*asked, *half, "--scorers", "learned,norm", "--precision", "bf16")}
+    yield {"step": "exit newsgroups", **_command(*asked, *half, "--scorers", "learned,norm,attention", "--exit")}
+    yield {"step": "merge newsgroups", **_command(*asked, *half, "--action", "merge")}
 
 
-def tokens_search() -> list[dict[str, Any]]:
+def tokens_search() -> Iterator[dict[str, Any]]:
     """One (s, q, l) for two sets of short questions and a fifth of the long posts."""
     part = WORK / "newsgroups-fifth.csv"
     with open(_bodies()[0], encoding="utf-8", newline="") as file, part.open("w", encoding="utf-8", newline="") as out:
@@ -194,7 +187,8 @@ def tokens_search() -> list[dict[str, Any]]:
     tasks = ",".join([str(_assets() / "data/banking77/train.csv"), clinc, str(part)])
     grid = ("--s", "15,32,64,128", "--q", "0.3,0.5,0.7", "--l", "1,2,3", "--shots", "5")
     asked = ("tokens", "search", str(_minilm()), "--tasks", tasks, "--max-length", "256", "--max-drop", "1%", *grid)
-    return [{"step": f"search {name}", **_command(*asked, "--scorer", name)} for name in ("attention", "norm")]
+    for scorer in ("attention", "norm"):
+        yield {"step": f"search {scorer}", **_command(*asked, "--scorer", scorer)}
 
 
 def tokens_unpadding() -> list[dict[str, Any]]:
@@ -212,7 +206,7 @@ def scoring() -> list[dict[str, Any]]:
 _QUARTER = ("--heads", "25%", "--neurons", "25%")
 OURS = {"neurons,heads": "obs,ablation", "layers": "removal_loss"}  # the defaults of prune
 
-BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+BENCHMARKS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "banking77": banking77,
     "banking77-untrained": banking77_untrained,
     "banking77-twice": banking77_twice,
