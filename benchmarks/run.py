@@ -152,11 +152,11 @@ def fewshot() -> list[dict[str, Any]]:
 def tokens() -> Iterator[dict[str, Any]]:
     """What 50 and 60 % of the tokens gain and lose on long posts; the policy chosen there, on short questions."""
     train, test = _bodies()
-    for target in ("torch", "onnxruntime"):
+    for target, scorers in (("torch", "learned,norm"), ("onnxruntime", "learned")):
         asked = ("tokens", "sweep", str(_minilm()), "--target", target, "--max-length", "256")
         out = WORK / f"tokens-{target}"
         shutil.rmtree(out, ignore_errors=True)
-        grid = ("--after", "17%,33%,33%+67%", "--keep", "0.5,0.6", "--max-drop", "1.5%")
+        grid = ("--scorers", scorers, "--after", "17%,33%,33%+67%", "--keep", "0.5,0.6", "--max-drop", "1.5%")
         made = _command(*asked, "--data", train, "--eval", test, *grid, "--out", str(out))
         yield {"step": f"sweep newsgroups {target}", **made}
         for name, data in _intents().items() if made["accepted"] else ():
