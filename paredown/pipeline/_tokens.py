@@ -98,16 +98,7 @@ class TokenSettings:
 
     def policies(self, layers: int, special_ids: Sequence[int]) -> list[TokenPolicy]:
         """All of them for a model of so many layers, careful ones first."""
-        depths = sorted(
-            {
-                tuple(
-                    sorted(
-                        {min(layers - 1, max(1, round(one if one >= 1 else one * layers))) for one in _together(depth)}
-                    )
-                )
-                for depth in self.after
-            }
-        )
+        depths = sorted({_rising(depth, layers) for depth in self.after})
         scorers = self.scorers if self.action == "drop" else self.scorers[:1]  # merging asks no scorer
         found = []
         for scorer, depth, keep in itertools.product(scorers, reversed(depths), sorted(set(self.keep), reverse=True)):
@@ -127,6 +118,12 @@ class TokenSettings:
 
 def _together(depth: float | tuple[float, ...]) -> tuple[float, ...]:
     return depth if isinstance(depth, tuple) else (depth,)
+
+
+def _rising(depth: float | tuple[float, ...], layers: int) -> tuple[int, ...]:
+    """After which layers the stages come, of so many."""
+    found = {round(one if one >= 1 else one * layers) for one in _together(depth)}
+    return tuple(sorted({min(layers - 1, max(1, one)) for one in found}))
 
 
 def sweep_tokens(
@@ -155,16 +152,13 @@ def sweep_tokens(
         prepared = prepare(settings, probed=True, judged_tokens=JUDGED_TOKENS)
         if prepared.generates:
             raise UnsupportedModel("tokens are dropped from text encoders; a language model needs all of them to go on")
-        tried = (
-            _fitted(tokens, prepared, asked.seed, progress)
-            if policy is None
-            else [read_policy(policy, prepared.encoder)]
-        )
+        if policy is None:
+            tried = _fitted(tokens, prepared, asked.seed, progress)
+        else:
+            tried = [read_policy(policy, prepared.encoder)]
         with tempfile.TemporaryDirectory() as folder:
-            facts = _swept(asked, tokens, prepared, tried, Path(folder), progress)
-            chosen = next((i for i, row in enumerate(facts["candidates"]) if row.get("chosen")), None)
-            if chosen is not None and policy is None:
-                best = tried[chosen - (len(facts["candidates"]) - len(tried))]
+            facts, best = _swept(asked, tokens, prepared, tried, Path(folder), progress)
+            if best is not None and policy is None:
                 best, curve = switched_off(
                     best, prepared, tokens.target, Path(folder), asked.threads, progress, precision=tokens.precision
                 )
@@ -203,7 +197,8 @@ def _swept(
     packed: Sequence[Packed],
     folder: Path,
     progress: Progress,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Packed | None]:
+    """The facts, and the policy that was chosen."""
     judge = _Judge(prepared, settings, asked.seed)
     progress.stage(f"Judging policies on {judge.few} guardrail texts", len(packed) + 1)
     judge.begin()
@@ -245,7 +240,7 @@ def _swept(
     rows += [{**as_row(one, dense), "chosen": i == best, "policy": packed[i].policy} for i, one in enumerate(verdicts)]
     told = next((one.drop for one in verdicts if one.drop is not None), None)
     assert told is not None
-    return {
+    facts = {
         "model": asked.model,
         "task": prepared.task.NAME,
         "family": prepared.anatomy.family,
@@ -263,6 +258,7 @@ def _swept(
         "notes": list(prepared.notes),
         "machine": card(),
     }
+    return facts, None if best is None else packed[best]
 
 
 class _Judge:
