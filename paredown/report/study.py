@@ -225,7 +225,11 @@ def _sections(facts: Facts) -> tuple[str, list[tuple[str, str, str]]]:
 
 def _about(facts: Facts) -> str:
     metric = facts.get("quality_metric")
-    said = [str(facts.get("model")), f"{words.metric_name(metric)} {words.quality(metric, facts.get('quality_dense'))}"]
+    said = [str(facts.get("model"))]
+    if metric is not None:
+        said.append(f"{words.metric_name(metric)} {words.quality(metric, facts.get('quality_dense'))}")
+    if facts.get("shots"):
+        said.append(f"{facts['shots']} shots")
     if "samples" in facts:
         said.append(f"{facts['samples']} guardrail texts")
     if facts.get("recover"):
