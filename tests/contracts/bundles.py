@@ -16,7 +16,8 @@ from paredown.quantization import int8
 from paredown.surgery import cut, fold
 from paredown.targets import onnxruntime, openvino
 from paredown.tasks import run_batches, tokenize
-from paredown.types import Anatomy, Array, Plan
+from paredown.tokens import Packed
+from paredown.types import Anatomy, Array, Plan, TokenPolicy
 from tests.contracts import families
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -43,12 +44,15 @@ def pruned(loaded: LoadedModel) -> tuple[PreTrainedModel, Anatomy, Plan, tuple[s
     return cut(folded, anatomy, plan), anatomy, plan, folds
 
 
-def export(model: PreTrainedModel, anatomy: Anatomy, work: Path, *, targets: Sequence[str]) -> dict[str, Path]:
+def export(
+    model: PreTrainedModel, anatomy: Anatomy, work: Path, *, targets: Sequence[str], tokens: TokenPolicy | None = None
+) -> dict[str, Path]:
     """The files that serve on the targets ("int8" is one here), written under `work`, by their names in a bundle."""
     (work / "openvino").mkdir(parents=True, exist_ok=True)
     names = ["report.html", "model.onnx"]
     (work / "report.html").write_text("<!doctype html><title>report</title>\n", encoding="utf-8")
-    onnxruntime.export(Encoder(model, anatomy.layout), work / "model.onnx")
+    encoder = Encoder(model, anatomy.layout)
+    onnxruntime.export(encoder if tokens is None else Packed(encoder, tokens), work / "model.onnx")
     if "int8" in targets:
         int8.quantize(work / "model.onnx", work / "model-int8.onnx", reduce_range=True)  # the same on every CPU
         names += ["model-int8.onnx"]
@@ -66,13 +70,16 @@ def make(
     exported: Sequence[str] = (),
     target: str = "torch",
     work: Path | None = None,
+    tokens: TokenPolicy | None = None,
     **changes: Any,
 ) -> Bundle:
-    """A bundle at `folder` of a tiny cut model of the family; `exported`: with files for these targets."""
+    """A bundle at `folder` of a tiny cut model of the family; `exported`: with files for these targets; `tokens`: a
+    policy that learns nothing.
+    """
     work = work or folder.parent / f"{folder.name}-work"
     loaded = load_model(families.save(families.tiny(family, task, **changes), work / "dense"))
     model, anatomy, plan, folds = pruned(loaded)
-    files = export(model, anatomy, work, targets=exported) if exported else {}
+    files = export(model, anatomy, work, targets=exported, tokens=tokens) if exported else {}
     report = {"accepted": True, "speedup": {"value": 2.0, "low": 1.9, "high": 2.1}}
     return save(
         folder,
@@ -83,6 +90,7 @@ def make(
         target=target,
         accepted=True,
         folds=folds,
+        tokens=tokens,
         files=files,
         report=report,
     )

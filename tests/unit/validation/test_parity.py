@@ -61,3 +61,28 @@ def test_batches_are_ragged_of_all_sizes_and_seeded() -> None:
 def test_a_failure_names_the_batch(wrong: Any, message: str) -> None:
     with pytest.raises(ParityFailure, match=message):
         check(summed, wrong, input_names=NAMES, vocabulary=50)
+
+
+def test_two_texts_in_a_hundred_may_stray_where_tokens_are_dropped() -> None:
+    def straying(every: int) -> Any:
+        def run(inputs: Mapping[str, Any]) -> Any:
+            found = summed(inputs)
+            found[every - 1 :: every] += 1
+            return found
+
+        return run
+
+    how: dict[str, Any] = {"input_names": NAMES, "vocabulary": 50}
+    assert check(summed, straying(60), strays=0.02, **how) == 0  # three of 216
+    with pytest.raises(ParityFailure, match="differ by 1, above"):
+        check(summed, straying(60), **how)
+    with pytest.raises(ParityFailure, match="of 216 texts differ by more"):
+        check(summed, straying(20), strays=0.02, **how)
+
+    def broken(inputs: Mapping[str, Any]) -> Any:
+        found = summed(inputs)
+        found[-1] = np.nan
+        return found
+
+    with pytest.raises(ParityFailure, match="differ by nan"):
+        check(summed, broken, strays=0.5, **how)
