@@ -13,14 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import paredown
-from paredown.pipeline import Progress, Settings, _prepare
+from paredown.pipeline import Progress, Settings, _prepare, _run
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._prepare import prepare
 from paredown.pipeline._students import Workshop
 from paredown.planning import LatencyTable
+from paredown.tasks import pad, tokenize
 from paredown.validation.quality import least_bound
+from tests.contracts.bundles import INPUTS
 from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
 
@@ -248,3 +252,35 @@ def test_other_targets(desk: Desk, tmp_path: Path, target: str) -> None:
     rows = {row["name"]: row for row in made.report()["candidates"]}
     assert rows["dense int8"]["chosen"] is False  # it runs on ONNX Runtime, which was not asked for
     assert made.predict(["a b c"]).shape == (1, 3)
+
+
+def test_a_token_policy_goes_through_the_gate_into_the_bundle(
+    loose: paredown.bundle.Bundle, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was asked for, on every model; texts as short as these are tried with none otherwise."""
+    assert not [row for row in loose.report()["candidates"] if row["kind"].startswith("tokens")]
+    policy = paredown.TokenPolicy("learned", (paredown.TokenStage(1, 0.6),), off_below=4, special_ids=(2, 3))
+    (tmp_path / "policy.json").write_text(policy.to_json())
+    (tmp_path / "policy.safetensors").write_bytes(b"")
+    monkeypatch.setattr(
+        _run, "chosen", lambda judged, settings: next(one for one in judged if one.candidate.kind == "tokens")
+    )
+    about = {"data": desk.train, "eval": desk.test, "max_drop": 0.9, "minutes": 0, "threads": 1}
+    with pytest.raises(paredown.ParedownError, match="cannot be read"):
+        paredown.prune(desk.model, out=tmp_path / "slim", tokens=tmp_path, **about)
+    save_file({"gate.1": torch.ones(loose.model().config.hidden_size)}, tmp_path / "policy.safetensors")
+    bundle = paredown.prune(desk.model, out=tmp_path / "slim", tokens=tmp_path, **about)
+    rows = bundle.report()["candidates"]
+    tried = [row["name"] for row in rows if row["kind"] == "tokens"]
+    assert len(tried) >= 2 and all(name.endswith("tokens learned, 60% after 1") for name in tried)
+    assert len([row for row in rows if row["kind"] == "tokens-int8"]) == len(tried)
+    assert paredown.load(bundle.folder).token_policy == policy and bundle.manifest["format"] == 2
+    assert f"--tokens {tmp_path}" in bundle.report()["command"]
+    served, eager = (bundle.runner(target=target, threads=1) for target in ("onnxruntime", "torch"))
+    tokens = tokenize(
+        bundle.tokenizer(), ["card new pay w1 w2 w3 w4 the bill", "w1"], max_length=16, input_names=INPUTS
+    )
+    batch = pad(tokens.ids, pad_id=tokens.pad_id, input_names=INPUTS)
+    np.testing.assert_allclose(served.run(batch)["logits"], eager.run(batch)["logits"], atol=1e-4)
+    found = paredown.validate(bundle.folder, eval=desk.test, threads=1, max_drop=0.9)
+    assert found["quality_pruned"] == pytest.approx(bundle.report()["quality_pruned"], abs=0.1)
