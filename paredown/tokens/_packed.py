@@ -154,7 +154,7 @@ class Packed(nn.Module):
             return None, []
         keys, values = (_heads(part(texts.x), layer) for part in (layer.key, layer.value))  # [N, H, K]
         queries = _heads(layer.query(texts.x[texts.firsts()] if first_only else texts.x), layer)
-        context = torch.empty_like(queries)
+        contexts: list[Tensor] = []
         evidence: list[Tensor] = []
         wanted = stage is not None and self._reads_attention
         written = wanted and self.policy.action == "drop" and "attention" in self.scorer.NEEDS
@@ -176,7 +176,7 @@ class Packed(nn.Module):
                     found.append(self.scorer.score(Seen(attention=attention)))
                 else:
                     out = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=own)
-                context[at].unflatten(0, (group.texts, -1))[part] = out.transpose(1, 2)
+                contexts.append(out.transpose(1, 2).flatten(0, 1))  # as it lies in memory
             if written:
                 evidence.append(torch.cat(found))
             elif wanted and self.policy.action == "merge":
@@ -184,6 +184,7 @@ class Packed(nn.Module):
             elif wanted:
                 first = _weights(q[:, :, :1], k, mask)[:, :, 0] if "first_attention" in self.scorer.NEEDS else None
                 evidence.append(self.scorer.score(replace(_about(texts, group, tokens), keys=k, first_attention=first)))
+        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         return context.flatten(1), evidence
 
     def _shortened(self, texts: Texts, evidence: list[Tensor], stage: TokenStage) -> Texts:
