@@ -33,6 +33,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
 }
+_aten = torch.ops.aten
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {  # where no gradient needs what went in: a matrix of [N, F] less
+    "gelu": _aten.gelu_,
+    "gelu_new": lambda x: cast(Tensor, _aten.gelu_(x, approximate="tanh")),
+    "gelu_pytorch_tanh": lambda x: cast(Tensor, _aten.gelu_(x, approximate="tanh")),
+    "relu": F.relu_,
+    "silu": lambda x: F.silu(x, inplace=True),
+    "swish": lambda x: F.silu(x, inplace=True),
+}
 
 
 def blocks_of(model: nn.Module, layout: Layout) -> nn.ModuleList:
@@ -92,7 +101,7 @@ class Layer:
         self.head_dim = layout.head_dim
         self.num_heads = self.query.weight.shape[0] // layout.head_dim
         self.num_neurons = self.up.weight.shape[0]
-        self.activation = ACTIVATIONS[layout.activation]
+        self.activation, self.activation_in_place = ACTIVATIONS[layout.activation], IN_PLACE[layout.activation]
         self.after_attention = self.after_ffn = None  # norms between a projection and the stream: decoders have them
         self.position_bias = bool(layout.position_bias)
         self.bias_heads = getattr(attention, "bias_heads", None)  # heads of the shared position bias still here
@@ -121,7 +130,8 @@ class Layer:
 
     def hidden(self, x: Tensor) -> Tensor:
         """The FFN's activations [B, T, F]: the input of the down projection."""
-        return self.activation(self.up(x))
+        raised = self.up(x)
+        return self.activation(raised) if torch.is_grad_enabled() else self.activation_in_place(raised)
 
     def attention_output(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """What attention adds to the stream; without heads only the output bias is left."""
