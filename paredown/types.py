@@ -217,7 +217,7 @@ ACTIONS = ("drop", "merge")
 
 @dataclass(frozen=True)
 class TokenStage:
-    """Tokens go behind the attention of layer `after`, before its FFN; `keep` is read by the policy's rule.
+    """Tokens go once `after` layers have run; `keep` is read by the policy's rule.
 
     ratio: the share that stays. quantile: those below this quantile of the scores go. threshold: those below it go.
     """

@@ -22,7 +22,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,7 +143,7 @@ class Flow:
     split_shape: str
 
 
-Between = Callable[["Writer", int, Flow], Flow]  # writes what comes between a layer's attention and its FFN
+Between = Callable[["Writer", int, Flow], Flow]  # writes what comes behind a layer, given its number
 
 
 def build(
@@ -153,14 +152,16 @@ def build(
     """ONNX nodes and initializers from STREAM, MASK and SPLIT_SHAPE to OUTPUT.
 
     OUTPUT is [B*T, D], or [B, D] where only the first row of the last layer is read. There must be a layer. `between`
-    is asked behind the attention of every layer but the last, with the layer's number.
+    is asked behind every layer but the last.
     """
     writer = Writer()
     flow = Flow(STREAM, MASK, SPLIT_SHAPE)
     for i, tensors in enumerate(layers):
         last = i == len(layers) - 1
-        then = None if between is None or last else partial(between, writer, i)
-        flow = _layer(writer, f"layers.{i}.", tensors, flow, common, first_row=last and common.first_row, then=then)
+        stream = _layer(writer, f"layers.{i}.", tensors, flow, common, first_row=last and common.first_row)
+        flow = replace(flow, stream=stream)
+        if between is not None and not last:
+            flow = between(writer, i, flow)
     writer.nodes[-1].output[0] = OUTPUT
     return writer.nodes, writer.initializers
 
@@ -199,15 +200,8 @@ class Writer:
 
 
 def _layer(
-    writer: Writer,
-    prefix: str,
-    tensors: Mapping[str, Array],
-    flow: Flow,
-    common: Shared,
-    *,
-    first_row: bool,
-    then: Callable[[Flow], Flow] | None,
-) -> Flow:
+    writer: Writer, prefix: str, tensors: Mapping[str, Array], flow: Flow, common: Shared, *, first_row: bool
+) -> str:
     for name, tensor in tensors.items():
         writer.tensor(prefix + name, tensor)
 
@@ -259,9 +253,8 @@ def _layer(
         else:
             context = node("Flatten", [node("Transpose", [context], "turned", perm=[0, 2, 1, 3])], "merged", axis=2)
         out = linear(context, "out", "out_bias", "attended")
-    flow = replace(flow, stream=normed(added(rows, out, "out_bias", "attended_sum"), "attention_norm"))
-    flow = flow if then is None else then(flow)
-    x, fed = flow.stream, ""
+    x = normed(added(rows, out, "out_bias", "attended_sum"), "attention_norm")
+    fed = ""
     if "up" in tensors:
         op, attributes = ACTIVATIONS[common.activation]
         hidden = linear(x, "up", "up_bias", "raised")
@@ -270,7 +263,7 @@ def _layer(
         else:
             hidden = node(op, [hidden], "hidden", **attributes)
         fed = linear(hidden, "down", "down_bias", "fed")
-    return replace(flow, stream=normed(added(x, fed, "down_bias", "fed_sum"), "ffn_norm"))
+    return normed(added(x, fed, "down_bias", "fed_sum"), "ffn_norm")
 
 
 def _constants(writer: Writer, prefix: str, name: str, *values: list[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The stages of a token policy as ONNX nodes inside the layers of an export, between attention and FFN.
+"""The stages of a token policy as ONNX nodes between the layers of an export.
 
 The graph stays padded. Every text keeps its own number of tokens, and a stage shortens the batch to the most of them:
 TopK ranks the scores, the tokens of the highest ones are gathered in their old order, a new mask hides the rest. With
@@ -82,7 +82,7 @@ class Stages:
         return {after - 1 for after in self._stages if "keys" in self._needs}
 
     def between(self, writer: Writer, index: int, flow: Flow) -> Flow:
-        """The stage behind the attention of layer `index`, if there is one; what its FFN and the next layer read."""
+        """The stage behind layer `index`, if there is one; what the next layer reads."""
         stage = self._stages.get(index + 1)
         if stage is None:
             return flow

@@ -1,7 +1,7 @@
 """SKIP IT: run-time token pruning. One file per scorer, higher = keep; `Packed` runs an encoder by a policy.
 
 A scorer's file says in `NEEDS` which fields of `Seen` it reads, and has `score(seen)`: [G, n]. One that reads the
-stream or a gate is asked behind a layer's attention, any other inside it.
+stream or a gate is asked behind a layer, any other inside its attention.
 """
 
 from __future__ import annotations

@@ -59,11 +59,11 @@ def fit_gates(
 ) -> dict[str, Tensor]:
     """`gate.<after>` [D]: the linear function of a token's state that best tells how much the answer hangs on it.
 
-    A gate m on each token of a text multiplies its share of all later attention, and of the mean over tokens. The
-    divergence from the dense model grows with (1 - m)^2 times the diagonal of its Gauss-Newton matrix, which two
-    backward passes from drawn answers estimate for every token at once (`calibration.probe_loss`). The gate is the
-    ridge regression of that diagonal's logarithm on the state behind the attention of the layer, both about their mean
-    over the text, special tokens not excepted. Cost: a pass forward and `PROBES` back, from the first gate on.
+    A gate m on each token of a text multiplies its share of all attention, and of the mean over tokens, from a layer
+    on. The divergence from the dense model grows with (1 - m)^2 times the diagonal of its Gauss-Newton matrix, which
+    two backward passes from drawn answers estimate for every token at once (`calibration.probe_loss`). The gate is the
+    ridge regression of that diagonal's logarithm on the state, both about their mean over the text, special tokens not
+    excepted. Cost: a forward pass and `PROBES` backward passes from the layer of the first gate on.
     """
     width = encoder.layout.width
     sums = {after: (torch.zeros(width, width).double(), torch.zeros(width, 1).double()) for after in afters}
@@ -91,16 +91,14 @@ def fit_gates(
 def _sensitivities(
     encoder: Encoder, inputs: Mapping[str, Tensor], afters: Sequence[int], random: np.random.Generator
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """By layer: the stream behind its attention [B, T, D], and the log of how much the answer hangs on each."""
+    """By layer: the stream behind it [B, T, D], and for each token the logarithm of how much the answer hangs on it."""
     real = inputs["attention_mask"].to(torch.float32)
     states, gates = {}, {}
     with torch.no_grad():
         x = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
         mask = encoder.mask(x, inputs["attention_mask"])
         for index in range(afters[0]):
-            x = _attended(encoder.layers[index], x, mask, torch.ones_like(real))
-            if index + 1 < afters[0]:
-                x = encoder.layers[index].feed(x)
+            x = _whole(encoder.layers[index], x, mask, torch.ones_like(real))
     with torch.enable_grad():
         open_ = torch.ones_like(real)
         for index in range(afters[0], len(encoder.layers)):
@@ -108,8 +106,7 @@ def _sensitivities(
                 states[index] = x.detach()
                 gates[index] = torch.ones_like(real, requires_grad=True)
                 open_ = open_ * gates[index]
-            x = _attended(encoder.layers[index], encoder.layers[index - 1].feed(x), mask, open_)
-        x = encoder.layers[-1].feed(x)
+            x = _whole(encoder.layers[index], x, mask, open_)
         weight = (open_ * real)[:, :, None]
         pooled = x[:, :1] if encoder.layout.pooling == "cls" else (x * weight).sum(1, True) / weight.sum(1, True)
         output = encoder.finish(pooled)
@@ -122,14 +119,14 @@ def _sensitivities(
     return states, {after: one.clamp(min=LEAST).log() for after, one in total.items()}
 
 
-def _attended(layer: Layer, x: Tensor, mask: Tensor, gate: Tensor) -> Tensor:
-    """The stream behind a layer's attention, all rows of it, where a token's share of it is multiplied by its gate."""
+def _whole(layer: Layer, x: Tensor, mask: Tensor, gate: Tensor) -> Tensor:
+    """The stream behind a layer, all rows of it, where a token's share of the attention is multiplied by its gate."""
     context = None
     if layer.num_heads:
         attention = layer.probabilities(x, mask) * gate[:, None, None]
         values = layer.value(x).unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
         context = ((attention / attention.sum(-1, keepdim=True)) @ values).transpose(1, 2).flatten(2)
-    return layer.join_attention(x, layer.attended(context, x))
+    return layer.feed(layer.join_attention(x, layer.attended(context, x)))
 
 
 def _centred(values: Tensor, real: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """An encoder that computes on no padding, and on fewer tokens from layer to layer.
 
 Linear maps, norms and activations run once over the tokens of all texts, attention once for all texts of one length,
-without a mask. That is exact, and what dropping tokens builds on: the matrix of tokens gets shorter. Tokens go between
-the attention of a layer and its FFN, in which no token hears of another. The last layer of a [CLS] model computes its
-first row alone.
+without a mask. That is exact, and what dropping tokens builds on: the matrix of tokens gets shorter. The last layer of
+a [CLS] model computes its first row alone.
 
 Legend: B texts, N tokens of all texts, G texts of one length, n tokens of each, D model width, H heads, K head size.
 """
@@ -107,7 +106,7 @@ class Packed(nn.Module):
 
     @property
     def _reads_attention(self) -> bool:
-        """Whether what decides is known inside a layer's attention, not from the stream behind that."""
+        """Whether what decides is known inside a layer's attention, rather than from the stream behind it."""
         return self.policy.action == "merge" or not {"stream", "gate"} & set(self.scorer.NEEDS)
 
     def train(self, mode: bool = True) -> Packed:
@@ -132,12 +131,11 @@ class Packed(nn.Module):
             if index == last and self.layout.pooling == "cls":
                 context, _ = self._attended(layer, texts, bias, None, first_only=True)
                 firsts = texts.x[texts.firsts()]
-                return self._answers(layer.feed(layer.join_attention(firsts, layer.attended(context, firsts))), texts)
+                return self._answers(_fed(layer, firsts, context), texts)
             context, evidence = self._attended(layer, texts, bias, stage)
-            texts = replace(texts, x=layer.join_attention(texts.x, layer.attended(context, texts.x)))
+            texts = replace(texts, x=_fed(layer, texts.x, context))
             if stage is not None:
                 texts = self._shortened(texts, evidence, stage)
-            texts = replace(texts, x=layer.feed(texts.x))
         return self._answers(self._mean(texts), texts)
 
     def _position_bias(self, x: Tensor) -> Tensor | None:
@@ -311,3 +309,8 @@ def _mask(
     rows = at[:, :1] if first_only else at
     biased = own[:, rows[:, :, None], at[:, None, :]].transpose(0, 1)
     return biased if mask is None else biased + mask
+
+
+def _fed(layer: Layer, x: Tensor, context: Tensor | None) -> Tensor:
+    """The stream after the layer, from the one before and the heads' outputs."""
+    return layer.feed(layer.join_attention(x, layer.attended(context, x)))

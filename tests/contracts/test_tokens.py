@@ -51,10 +51,9 @@ def _alone(
         mask = mask + torch.where(alive[0] > 0, sizes.log(), torch.tensor(0.0))
         attention = layer.probabilities(x, mask)
         keys = layer.key(x).unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
-        x = layer.attend(x, mask)
+        x = layer.feed(layer.attend(x, mask))
         stage = stages.get(index + 1)
         if stage is None:
-            x = layer.feed(x)
             continue
         here = [i for i in range(n) if alive[0, i]]
         special = [i for i in here if int(ids[0, i]) in policy.special_ids]
@@ -79,7 +78,6 @@ def _alone(
                 alive[0, i] = 0
                 extra += x[0, i] @ tensors[f"exit.{stage.after}.weight"] + tensors[f"exit.{stage.after}.bias"]
         left.append([i for i in range(n) if alive[0, i]])
-        x = layer.feed(x)
     if encoder.layout.pooling == "cls":
         pooled = x[:, 0]
     elif policy.action == "merge":
