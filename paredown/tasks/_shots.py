@@ -84,6 +84,7 @@ def fit_and_answer(embeddings: Array, labels: Array, asked: Array) -> Array:
     classifier = LogisticRegression(C=REGULARIZATION, max_iter=MOST_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the answers settle long before the weights do
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one shot of each is meant
         classifier.fit(embeddings, labels)
     answers: Array = np.asarray(classifier.predict(asked), dtype=np.int64)
     return answers
