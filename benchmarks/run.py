@@ -156,7 +156,7 @@ def tokens() -> Iterator[dict[str, Any]]:
         asked = ("tokens", "sweep", str(_minilm()), "--target", target, "--max-length", "256")
         out = WORK / f"tokens-{target}"
         shutil.rmtree(out, ignore_errors=True)
-        grid = ("--scorers", scorers, "--after", "17%,33%,33%+67%", "--keep", "0.5,0.6", "--max-drop", "1.5%")
+        grid = ("--scorers", scorers, "--after", "17%,33%", "--keep", "0.5,0.6", "--max-drop", "1.5%")
         made = _command(*asked, "--data", train, "--eval", test, *grid, "--out", str(out))
         yield {"step": f"sweep newsgroups {target}", **made}
         for name, data in _intents().items() if made["accepted"] else ():

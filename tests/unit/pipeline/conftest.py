@@ -43,6 +43,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     return Desk(model, folder / "train.csv", folder / "test.csv")
 
 
+@pytest.fixture(scope="session")
+def tale(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny language model and a text."""
+    folder = tmp_path_factory.mktemp("tale")
+    model = tiny("llama", max_position_embeddings=64, num_hidden_layers=4)
+    words = sorted(word for word in tiny_tokenizer("llama").get_vocab() if word.isalnum())
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(words, 40)) for _ in range(600)]
+    text = folder / "tale.txt"
+    text.write_text("\n\n".join(lines))
+    return save(model, folder / "model"), text
+
+
 def write(path: Path, texts: Sequence[str], labels: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

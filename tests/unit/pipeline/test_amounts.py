@@ -14,23 +14,9 @@ from transformers import AutoModelForCausalLM
 import paredown
 from paredown.errors import BadData, InfeasibleBudget, MissingExtra, ParedownError
 from paredown.pipeline import Silent
-from tests.contracts.families import save, tiny, tiny_tokenizer
 from tests.unit.pipeline.conftest import Desk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript")
-
-
-@pytest.fixture(scope="session")
-def tale(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny language model and a text."""
-    folder = tmp_path_factory.mktemp("tale")
-    model = tiny("llama", max_position_embeddings=64, num_hidden_layers=4)
-    words = sorted(word for word in tiny_tokenizer("llama").get_vocab() if word.isalnum())
-    rng = np.random.default_rng(0)
-    lines = [" ".join(rng.choice(words, 40)) for _ in range(600)]
-    text = folder / "tale.txt"
-    text.write_text("\n\n".join(lines))
-    return save(model, folder / "model"), text
 
 
 class Watch(Silent):

@@ -222,12 +222,9 @@ def test_depths_are_shares_or_layers_or_several() -> None:
     assert found == {(4,), (2,), (4, 8), (11,)}
 
 
-def test_a_language_model_is_refused(tmp_path: Path) -> None:
-    families.save(families.tiny("llama", "causal-lm"), tmp_path / "model")
-    words, rng = "pay the bill new card w1 w2 w3 w4 help my loan is lost".split(), np.random.default_rng(0)
-    (tmp_path / "texts.txt").write_text("".join(" ".join(rng.choice(words, 12)) + "\n" for _ in range(4000)))
+def test_a_language_model_is_refused(tale: tuple[Path, Path]) -> None:
     with pytest.raises(UnsupportedModel, match="needs all of them"):
-        sweep_tokens(StudySettings(str(tmp_path / "model"), data=str(tmp_path / "texts.txt"), threads=1), BOLD)
+        sweep_tokens(StudySettings(str(tale[0]), data=str(tale[1]), threads=1), BOLD)
 
 
 # ------------------------------------------------------------------------------------------------------------ policies

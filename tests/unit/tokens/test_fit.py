@@ -41,6 +41,9 @@ def test_a_gate_for_every_stage_alike_for_a_seed(scene: tuple[Encoder, list[Batc
     assert not any(parameter.requires_grad and parameter.grad is not None for parameter in encoder.model.parameters())
 
 
+@pytest.mark.parametrize(
+    "scene", ["text-classification"], indirect=True
+)  # in a mean of random vectors, all count alike
 def test_it_keeps_nearer_to_the_dense_answers_than_chance(scene: tuple[Encoder, list[Batch]]) -> None:
     encoder, batches = scene
     stages = (TokenStage(1, 0.5),)
@@ -52,8 +55,7 @@ def test_it_keeps_nearer_to_the_dense_answers_than_chance(scene: tuple[Encoder, 
             lost[scorer] = sum(
                 float((packed(**tensors(one)) - encoder(**tensors(one))).square().sum()) for one in batches[30:]
             )
-    most = {"logits": 0.8, "embeddings": 0.99}  # in a mean of random vectors, all count about the same
-    assert lost["learned"] < most[encoder.output_name] * lost["random"]
+    assert lost["learned"] < 0.8 * lost["random"]
 
 
 def test_an_exit_brings_the_sum_nearer_to_that_of_all_tokens() -> None:
