@@ -146,6 +146,8 @@ def fit_exit(
 
     def see(stage: TokenStage, texts: Texts, keep: Sequence[Tensor]) -> None:
         dropped = ~torch.cat([mask.flatten() for mask in keep])
+        if not dropped.any():
+            return
         x = with_ones(texts.x[dropped])
         goal = final[texts.owners()[dropped], texts.positions[dropped]]
         before = sums.get(stage.after, [torch.zeros(()), torch.zeros(())])
