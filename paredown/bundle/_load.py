@@ -20,7 +20,7 @@ from paredown.anatomy import describe
 from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, TOKENS, WEIGHTS, read_manifest, sha256
 from paredown.cores import cores
 from paredown.encoder import Encoder, admit_biases
-from paredown.errors import BadData, CorruptBundle, ParedownError
+from paredown.errors import BadData, CorruptBundle, ParedownError, UnsupportedModel
 from paredown.models import CAUSAL_LM, FAMILIES, build_empty, load_model, silenced, unsupported_family
 from paredown.network import Network, network
 from paredown.surgery import cut, fold
@@ -64,7 +64,13 @@ class Bundle:
         """The cut model as the forward pass that is exported, timed and served, tokens dropped by its policy."""
         model, anatomy = self._open()
         whole, policy = network(model.eval(), anatomy.layout), self.token_policy
-        return whole if policy is None else applied(cast(Encoder, whole), policy, self.token_tensors())
+        if policy is None:
+            return whole
+        learnt = self.token_tensors()
+        try:
+            return applied(cast(Encoder, whole), policy, learnt)
+        except UnsupportedModel as error:
+            raise CorruptBundle(f"the token policy of {self.folder} does not fit its model: {error}") from None
 
     @property
     def token_policy(self) -> TokenPolicy | None:
@@ -77,8 +83,15 @@ class Bundle:
             raise CorruptBundle(f"{self.folder / MANIFEST} holds no proper token policy: {error}") from None
 
     def token_tensors(self) -> dict[str, Tensor]:
-        """What the token policy has learnt."""
-        found: dict[str, Tensor] = load_file(self.folder / TOKENS) if TOKENS in self.manifest["files"] else {}
+        """What the token policy has learnt; nothing where there is no such file."""
+        if TOKENS not in self.manifest["files"]:
+            return {}
+        path = self.folder / TOKENS
+        try:
+            found: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise CorruptBundle(f"{path} does not hold what the token policy has learnt: {reason}") from None
         return found
 
     def _open(self) -> tuple[PreTrainedModel, Anatomy]:
