@@ -84,10 +84,8 @@ def found_by(encoder: Encoder, policy: TokenPolicy, tensors: dict[str, Tensor]) 
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("after", [1, 2])
 def test_the_gate_finds_the_tokens_whose_removal_changes_the_answer(task: str, after: int) -> None:
-    if (task, after) == (CLASSIFIER, 3):
-        after = 2
     encoder, policy = encoder_of(task), replace(LEARNED, stages=(TokenStage(after, 0.5),))
     learned = found_by(encoder, policy, fit(encoder, policy, arrays(texts(30))))
     assert learned > found_by(encoder, replace(policy, scorer="random"), {}) + 0.1
