@@ -225,6 +225,9 @@ class TokenStage:
     after: int
     keep: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", float(self.keep))  # 1 and 1.0 are one policy: its id hashes what is written
+
 
 @dataclass(frozen=True)
 class TokenPolicy:
@@ -258,6 +261,8 @@ class TokenPolicy:
             raise ValueError(f"stages come after layers {afters}; each is 1 or more, and they rise")
         if self.rule != "threshold" and not all(0 <= stage.keep <= 1 for stage in self.stages):
             raise ValueError(f"a {self.rule} is a share from 0 to 1; got {[stage.keep for stage in self.stages]}")
+        if not np.isfinite([stage.keep for stage in self.stages]).all():
+            raise ValueError(f"a threshold is a finite number; got {[stage.keep for stage in self.stages]}")
         if self.least < 1 or self.off_below < 0:
             raise ValueError("least is 1 or more, off_below 0 or more")
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Writes tests/golden/<name>: a bundle of a tiny seeded model, and the outputs that it must give for ever.
 
-Run it from a release, once per change of the format: `python scripts/make_golden.py bundle-1`. A golden folder that
-exists is never written again: it stands for what users have on their disks.
+Run it from a release, once per change of the format: `python scripts/make_golden.py bundle-1`, and with the word
+`tokens` for a bundle that drops tokens: `python scripts/make_golden.py bundle-2 tokens`. A golden folder that exists
+is never written again: it stands for what users have on their disks.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from paredown.types import TokenPolicy, TokenStage  # noqa: E402
 from tests.contracts import bundles  # noqa: E402  the tests are no installed package
 
 SEED = 2  # one that gives more than one label
 TARGETS = ("torch", "onnxruntime", "openvino")
+TOKENS = TokenPolicy("learned", (TokenStage(1, 0.6),), least=3, off_below=4, special_ids=(1, 2))
 
 
-def main(name: str) -> None:
+def main(name: str, *, drops: bool) -> None:
     """Writes the folder, or ends with a sentence when it is there."""
     golden = ROOT / "tests" / "golden" / name
     if golden.exists():
@@ -34,6 +37,7 @@ def main(name: str) -> None:
             exported=TARGETS,
             seed=SEED,
             target="onnxruntime",
+            tokens=TOKENS if drops else None,
             work=Path(work),
             hidden_size=16,
             num_attention_heads=4,
@@ -44,10 +48,12 @@ def main(name: str) -> None:
         outputs[target] = bundles.outputs_of(bundle, bundles.TEXTS, target).astype(float).tolist()
     labels = bundle.labels_of(np.array(outputs["torch"]))
     expected = {"texts": bundles.TEXTS, "outputs": outputs, "labels": labels, "plan_id": bundle.plan.id}
+    if drops:
+        expected["token_policy_id"] = TOKENS.id
     (golden / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python scripts/make_golden.py NAME")
-    main(sys.argv[1])
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["tokens"]):
+        sys.exit("usage: python scripts/make_golden.py NAME [tokens]")
+    main(sys.argv[1], drops=len(sys.argv) == 3)

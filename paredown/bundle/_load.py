@@ -66,10 +66,11 @@ class Bundle:
         whole, policy = network(model.eval(), anatomy.layout), self.token_policy
         if policy is None:
             return whole
+        learnt = self.token_tensors()
         try:
-            return applied(cast(Encoder, whole), policy, self.token_tensors())
+            return applied(cast(Encoder, whole), policy, learnt)
         except UnsupportedModel as error:
-            raise CorruptBundle(f"the token policy in {self.folder} does not fit the model there: {error}") from None
+            raise CorruptBundle(f"the token policy of {self.folder} does not fit its model: {error}") from None
 
     @property
     def token_policy(self) -> TokenPolicy | None:
@@ -82,12 +83,15 @@ class Bundle:
             raise CorruptBundle(f"{self.folder / MANIFEST} holds no proper token policy: {error}") from None
 
     def token_tensors(self) -> dict[str, Tensor]:
-        """What the token policy has learnt. Raises `CorruptBundle` where that cannot be read."""
+        """What the token policy has learnt; nothing where there is no such file."""
+        if TOKENS not in self.manifest["files"]:
+            return {}
         path = self.folder / TOKENS
         try:
-            found: dict[str, Tensor] = load_file(path) if TOKENS in self.manifest["files"] else {}
+            found: dict[str, Tensor] = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise CorruptBundle(f"{path} cannot be read: {error}") from None
+            reason = " ".join(str(error).split())
+            raise CorruptBundle(f"{path} does not hold what the token policy has learnt: {reason}") from None
         return found
 
     def _open(self) -> tuple[PreTrainedModel, Anatomy]:

@@ -48,7 +48,10 @@ class LinearProbe:
         return {"accuracy": float(self.per_example(outputs, data, reference).mean()), "cosine": cosine}
 
     def per_example(self, outputs: Array, data: TextData, reference: Array) -> Array:
-        """1.0 for a right answer, 0.0 for a wrong one [N]."""
+        """1.0 for a right answer, 0.0 for a wrong one [N]; embeddings that are not finite are wrong."""
         assert data.labels is not None
-        right: Array = (self._fitted.predict(outputs) == data.labels).astype(np.float64)
+        sound = np.isfinite(outputs).all(axis=1)  # the classifier takes no other
+        right = np.zeros(len(outputs))
+        if sound.any():
+            right[sound] = self._fitted.predict(outputs[sound]) == data.labels[sound]
         return right

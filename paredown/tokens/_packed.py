@@ -63,7 +63,8 @@ class Packed(nn.Module):
             if not layers[after - 1].num_heads and self._reads_attention:
                 raise UnsupportedModel(f"layer {after} has no heads left, so nothing tells which tokens matter there")
             width = self.layout.width
-            wanted = {f"gate.{after}": [width]} if "gate" in self.scorer.NEEDS else {}
+            gated = "gate" in self.scorer.NEEDS and policy.action == "drop"  # merging looks at keys alone
+            wanted = {f"gate.{after}": [width]} if gated else {}
             if policy.exit:
                 wanted |= {f"exit.{after}.weight": [width, width], f"exit.{after}.bias": [width]}
             for name, shape in wanted.items():

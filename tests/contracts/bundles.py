@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from paredown.anatomy import describe
@@ -15,8 +16,8 @@ from paredown.models import LoadedModel, load_model
 from paredown.quantization import int8
 from paredown.surgery import cut, fold
 from paredown.targets import onnxruntime, openvino
-from paredown.tasks import run_batches, tokenize
-from paredown.tokens import Packed
+from paredown.tasks import pad, run_batches, tokenize
+from paredown.tokens import Packed, applied, fit
 from paredown.types import Anatomy, Array, Plan, TokenPolicy
 from tests.contracts import families
 
@@ -44,15 +45,12 @@ def pruned(loaded: LoadedModel) -> tuple[PreTrainedModel, Anatomy, Plan, tuple[s
     return cut(folded, anatomy, plan), anatomy, plan, folds
 
 
-def export(
-    model: PreTrainedModel, anatomy: Anatomy, work: Path, *, targets: Sequence[str], tokens: TokenPolicy | None = None
-) -> dict[str, Path]:
+def export(network: Encoder | Packed, work: Path, *, targets: Sequence[str]) -> dict[str, Path]:
     """The files that serve on the targets ("int8" is one here), written under `work`, by their names in a bundle."""
     (work / "openvino").mkdir(parents=True, exist_ok=True)
     names = ["report.html", "model.onnx"]
     (work / "report.html").write_text("<!doctype html><title>report</title>\n", encoding="utf-8")
-    encoder = Encoder(model, anatomy.layout)
-    onnxruntime.export(encoder if tokens is None else Packed(encoder, tokens), work / "model.onnx")
+    onnxruntime.export(network, work / "model.onnx")
     if "int8" in targets:
         int8.quantize(work / "model.onnx", work / "model-int8.onnx", reduce_range=True)  # the same on every CPU
         names += ["model-int8.onnx"]
@@ -69,17 +67,23 @@ def make(
     *,
     exported: Sequence[str] = (),
     target: str = "torch",
-    work: Path | None = None,
     tokens: TokenPolicy | None = None,
+    work: Path | None = None,
     **changes: Any,
 ) -> Bundle:
-    """A bundle at `folder` of a tiny cut model of the family; `exported`: with files for these targets; `tokens`: a
-    policy that learns nothing.
+    """A bundle at `folder` of a tiny cut model of the family; `exported`: with files for these targets; `tokens`: with
+    this policy, fitted to TEXTS.
     """
     work = work or folder.parent / f"{folder.name}-work"
     loaded = load_model(families.save(families.tiny(family, task, **changes), work / "dense"))
     model, anatomy, plan, folds = pruned(loaded)
-    files = export(model, anatomy, work, targets=exported, tokens=tokens) if exported else {}
+    learnt: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
+    if tokens is not None:
+        learnt = fit(Encoder(model, anatomy.layout), tokens, [inputs_of(loaded)])
+    if exported:
+        whole = Encoder(model, anatomy.layout)
+        files = export(whole if tokens is None else applied(whole, tokens, learnt), work, targets=exported)
     report = {"accepted": True, "speedup": {"value": 2.0, "low": 1.9, "high": 2.1}}
     return save(
         folder,
@@ -91,9 +95,16 @@ def make(
         accepted=True,
         folds=folds,
         tokens=tokens,
+        token_tensors=learnt,
         files=files,
         report=report,
     )
+
+
+def inputs_of(loaded: LoadedModel) -> dict[str, Array]:
+    """TEXTS as one batch."""
+    found = tokenize(loaded.tokenizer, TEXTS, max_length=loaded.max_length, input_names=INPUTS)
+    return pad(found.ids, pad_id=found.pad_id, input_names=INPUTS)
 
 
 def outputs_of(bundle: Bundle, texts: Sequence[str], target: str, precision: str = "fp32") -> Array:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from paredown.bundle import MANIFEST, Bundle, load
+from paredown.bundle import FORMAT, MANIFEST, Bundle, load
 from paredown.bundle import save as save_bundle
 from paredown.errors import CorruptBundle, ParedownError
 from paredown.models import load_model
+from paredown.tokens import Packed
 from tests.contracts.bundles import INPUTS, TEXTS, make, outputs_of, pruned
 from tests.contracts.families import CASES, TASKS, batch, save, stock, tiny
 
@@ -187,8 +188,9 @@ def test_tied_weights_stay_tied(kind: str, tmp_path: Path) -> None:
     assert torch.equal(stock(again, batch(model)), stock(model, batch(model)))
 
 
-def test_there_is_a_golden_bundle() -> None:
-    assert GOLDEN
+def test_there_is_a_golden_bundle_of_every_format() -> None:
+    found = {json.loads((golden / "bundle" / MANIFEST).read_text())["format"] for golden in GOLDEN}
+    assert found == set(range(1, FORMAT + 1))
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
@@ -196,6 +198,9 @@ def test_a_golden_bundle_still_loads(golden: Path) -> None:
     expected = json.loads((golden / "expected.json").read_text())
     bundle = load(golden / "bundle")
     assert bundle.plan.id == expected["plan_id"]
+    policy = bundle.token_policy
+    assert (policy and policy.id) == expected.get("token_policy_id")
+    assert isinstance(bundle.network(), Packed) == (policy is not None)
     np.testing.assert_allclose(bundle.predict(expected["texts"]), expected["outputs"]["onnxruntime"], atol=1e-5)
     for target, outputs in expected["outputs"].items():
         np.testing.assert_allclose(outputs_of(bundle, expected["texts"], target), outputs, atol=1e-5, err_msg=target)

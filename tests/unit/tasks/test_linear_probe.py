@@ -1,53 +1,92 @@
-"""An embedder judged by what was built on its dense vectors."""
+"""A classifier on an embedder's vectors, fitted once and then only asked."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from paredown.errors import BadData
-from paredown.tasks import LinearProbe, TextData, text_classification
-
-RNG = np.random.default_rng(0)
-LABELS = np.arange(90) % 3
-CENTRES = RNG.normal(size=(3, 8))
-VECTORS = CENTRES[LABELS] + 0.1 * RNG.normal(size=(90, 8))
-DATA = TextData(tuple(f"text {i}" for i in range(90)), LABELS)
+from paredown.tasks import LinearProbe, TextData
+from paredown.types import Array
 
 
-def test_it_answers_by_the_dense_vectors_that_it_was_fitted_to() -> None:
-    probe = LinearProbe(VECTORS, LABELS)
-    assert probe.metric_name(DATA) == "accuracy" and probe.all_texts(DATA) == DATA.texts
-    assert probe.metrics(VECTORS, DATA, VECTORS) == {"accuracy": 1.0, "cosine": pytest.approx(1.0)}
-    spoilt = VECTORS.copy()
-    spoilt[:30] = CENTRES[(LABELS[:30] + 1) % 3]
-    assert probe.per_example(spoilt, DATA, VECTORS).tolist() == [0.0] * 30 + [1.0] * 60
-    assert probe.metrics(spoilt, DATA, VECTORS)["accuracy"] == pytest.approx(2 / 3)
-    again = LinearProbe(VECTORS, LABELS)
-    noise = RNG.normal(size=(90, 8))
-    assert np.array_equal(probe.per_example(noise, DATA, VECTORS), again.per_example(noise, DATA, VECTORS))
+def clouds(count: int, seed: int, *, classes: int = 3, width: int = 8) -> tuple[Array, TextData]:
+    """Embeddings of length 1 around one direction per class, far apart, and their texts with labels."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, count)
+    x = np.eye(width)[labels] + 0.1 * random.standard_normal((count, width))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x.astype(np.float32), TextData(tuple(f"text {i}" for i in range(count)), labels)
 
 
-def test_one_label_teaches_nothing() -> None:
-    with pytest.raises(BadData, match="the same label"):
-        LinearProbe(VECTORS, np.zeros(90, int))
+def probe() -> LinearProbe:
+    x, data = clouds(120, 0)
+    assert data.labels is not None
+    return LinearProbe(x, data.labels)
 
 
-def test_labels_that_no_model_knows(tmp_path: Path) -> None:
-    train, test, plain = (tmp_path / name for name in ("train.csv", "test.csv", "plain.csv"))
-    train.write_text("text,intent\none,b\ntwo,a\nthree,b\n")
-    test.write_text("text,intent\nfour,B\nfive,A\n")
-    plain.write_text("text\none\ntwo\n")
-    assert text_classification.has_labels(train) and not text_classification.has_labels(plain)
-    assert text_classification.has_labels(plain, "text")
-    data, names = text_classification.load_named(train)
-    assert names == ("a", "b") and data.labels is not None and data.labels.tolist() == [1, 0, 1]
-    other, _ = text_classification.load_named(test, known=names)
-    assert other.labels is not None and other.labels.tolist() == [1, 0]
-    test.write_text("text,intent\nfour,c\nfive,a\n")
-    with pytest.raises(BadData, match=r"line 2: no text to learn from has the label 'c'"):
-        text_classification.load_named(test, known=names)
-    with pytest.raises(BadData, match="no column of labels"):
-        text_classification.load_named(plain)
+def test_it_learns_what_a_line_can_part() -> None:
+    x, data = clouds(90, 1)
+    found = probe().metrics(x, data, x)
+    assert found == {"accuracy": 1.0, "cosine": pytest.approx(1.0)}
+    random = np.random.default_rng(2).standard_normal(x.shape)
+    assert probe().metrics(random, data, x)["accuracy"] < 0.6
+
+
+def test_it_is_the_same_every_time() -> None:
+    x, data = clouds(90, 1)
+    noisy = x + np.random.default_rng(2).normal(scale=0.3, size=x.shape)
+    np.random.seed(1)
+    first = probe().per_example(noisy, data, x)
+    np.random.seed(2)
+    np.testing.assert_array_equal(probe().per_example(noisy, data, x), first)
+    assert 0.3 < first.mean() < 1  # else nothing was compared
+
+
+def test_the_metric_is_the_share_of_right_answers_of_the_classifier_as_it_was() -> None:
+    x, data = clouds(60, 1)
+    task, outputs = probe(), x.copy()
+    assert data.labels is not None
+    assert (task.NAME, task.METRIC, task.metric_name(data)) == ("text-embedding", "accuracy", "accuracy")
+    assert task.all_texts(data) == data.texts
+    wrong = np.array([3, 17, 40])
+    outputs[wrong] = x[[int(np.flatnonzero(data.labels != data.labels[i])[0]) for i in wrong]]  # of another class
+    right = task.per_example(outputs, data, x)
+    assert right.shape == (60,) and right.dtype == np.float64
+    assert np.flatnonzero(right == 0).tolist() == wrong.tolist()
+    assert task.metrics(outputs, data, x)["accuracy"] == pytest.approx(57 / 60)
+    # what was turned as a whole is as good by itself, and useless to a classifier that stays as it is
+    turned = np.roll(x, 1, axis=1)
+    assert task.metrics(turned, data, x)["accuracy"] < 0.2
+    assert task.metrics(-2 * x, data, x)["cosine"] == pytest.approx(-1)
+    assert task.metrics(0 * x, data, x)["cosine"] == 0
+
+
+def test_it_names_the_classes_as_the_labels_do() -> None:
+    x, data = clouds(120, 0)
+    assert data.labels is not None
+    moved = replace(data, labels=data.labels * 10 + 7)
+    assert moved.labels is not None
+    assert LinearProbe(x, moved.labels).metrics(x, moved, x)["accuracy"] == 1
+    strange = replace(moved, labels=np.full(120, 99))  # a class that it was never shown
+    assert LinearProbe(x, moved.labels).metrics(x, strange, x)["accuracy"] == 0
+
+
+def test_embeddings_that_are_not_finite_are_wrong_answers() -> None:
+    x, data = clouds(60, 1)
+    broken = x.copy()
+    broken[5, 0], broken[9, 3] = np.nan, np.inf
+    right = probe().per_example(broken, data, x)
+    assert np.flatnonzero(right == 0).tolist() == [5, 9]
+    assert not probe().per_example(np.full_like(x, np.nan), data, x).any()
+
+
+def test_labels_that_are_all_the_same_teach_nothing() -> None:
+    x, _ = clouds(20, 0)
+    for labels in (np.zeros(20, dtype=np.int64), np.full(20, 4)):
+        with pytest.raises(BadData, match="All calibration texts have the same label"):
+            LinearProbe(x, labels)
+    with pytest.raises(BadData, match="same label"):
+        LinearProbe(x[:0], np.zeros(0, dtype=np.int64))

@@ -149,3 +149,53 @@ def test_the_control_with_two_classes_and_with_one() -> None:
     for useless in (data.take(np.flatnonzero(data.labels == 0)), TextData(data.texts)):
         with pytest.raises(BadData, match="two classes or more"):
             fit_tfidf(useless, num_classes=3)
+
+
+def test_labels_that_no_model_knows_are_named_by_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "id,intent,text", "1,pay,a", "2,card,b", "3,pay,c", "4,loan, ", "5,7,d")
+    data, names = task.load_named(path)
+    assert names == ("7", "card", "pay")  # sorted; the row without a text counts for nothing
+    assert (data.texts, labels_of(data)) == (("a", "b", "c", "d"), [2, 1, 2, 0])
+    assert data.labels is not None and data.labels.dtype == np.int64
+    assert len(data.notes) == 1 and "1 row with an empty text dropped" in data.notes[0]
+
+
+def test_columns_of_labels_that_no_model_knows_may_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "text,what,label,kind", "a,b,x,Card", "c,d,y,PIN")
+    data, names = task.load_named(path, text_column="what", label_column="kind")
+    assert (data.texts, labels_of(data), names) == (("b", "d"), [0, 1], ("Card", "PIN"))
+
+
+def test_a_second_file_takes_the_names_of_the_first(tmp_path: Path) -> None:
+    known = ("card", "loan", "pay")
+    data, names = task.load_named(write(tmp_path, "text,label", "a,Pay", "b,card ", "c,pay"), known=known)
+    assert names is known and labels_of(data) == [2, 0, 2]
+    with pytest.raises(BadData, match=r"data\.csv, line 3: no text to learn from has the label 'bill'"):
+        task.load_named(write(tmp_path, "text,label", "a,pay", "b,bill"), known=known)
+    with pytest.raises(BadData, match="label 'Us'"):  # two names differ from it by capitals alone
+        task.load_named(write(tmp_path, "text,label", "a,us", "b,Us"), known=("US", "us"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (("text,label", "a,x", "b,x"), "all texts have the label 'x'; a classifier needs two classes or more"),
+        (("text,label", "a,x", "b,"), "line 3: this row has no label"),
+        (("text,other", "a,x"), "no column of labels found among 'text', 'other'; name it with --label-column"),
+        (("other,label", "a,x"), "no column of texts found"),
+    ],
+)
+def test_what_no_classifier_can_learn_from_is_said(tmp_path: Path, rows: tuple[str, ...], said: str) -> None:
+    with pytest.raises(BadData, match=said) as caught:
+        task.load_named(write(tmp_path, *rows))
+    assert "data.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_whether_a_file_has_labels(tmp_path: Path) -> None:
+    for name in task.LABEL_COLUMNS:
+        assert task.has_labels(write(tmp_path, f"text,{name.upper()}", "a,x"))
+    assert not task.has_labels(write(tmp_path, "text,kind", "a,x"))
+    assert task.has_labels(write(tmp_path, "text,kind", "a,x"), "kind")
+    assert not task.has_labels(write(tmp_path, "sentence1,sentence2,score", "a,b,1"))
+    with pytest.raises(BadData, match=r"nowhere\.csv"):
+        task.has_labels(tmp_path / "nowhere.csv")
