@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paredown.encoder import Encoder
 from paredown.models import load_model
+from paredown.pipeline._prepare import describe_loaded, outputs_of
+from paredown.tasks import tokenize
 
 
 @pytest.fixture(scope="module")
@@ -44,5 +47,9 @@ def test_both_libraries_read_the_same_out_of_it(made: dict[str, Any]) -> None:
 
     loaded = load_model(made["out"])
     assert (loaded.pooling, loaded.normalize) == ("mean", True)
-    found = SentenceTransformer(made["out"], device="cpu").encode(["A cat sits on the mat.", "A feline is resting."])
-    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5) and float(found[0] @ found[1]) > 0.5
+    texts = ["A cat sits on the mat.", "A feline is resting.", "Rates rose."]
+    encoder = Encoder(loaded.model, describe_loaded(loaded, loaded.model).layout)
+    tokens = tokenize(loaded.tokenizer, texts, max_length=loaded.max_length, input_names=encoder.input_names)
+    theirs = SentenceTransformer(made["out"], device="cpu").encode(texts)
+    np.testing.assert_allclose(outputs_of(encoder, tokens), theirs, atol=1e-5)
+    assert float(theirs[0] @ theirs[1]) > float(theirs[0] @ theirs[2])
