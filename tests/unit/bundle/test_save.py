@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from paredown.anatomy import describe
-from paredown.bundle import FORMAT, MANIFEST, Bundle, load, save
+from paredown.bundle import MANIFEST, Bundle, load, save
 from paredown.errors import FingerprintMismatch
 from paredown.models import load_model
 from paredown.surgery import cut
@@ -25,7 +25,7 @@ from tests.unit.bundle.conftest import EMBEDDER, content, refused
 def test_the_manifest_tells_what_the_bundle_is(made: Bundle) -> None:
     manifest = made.manifest
     assert json.loads((made.folder / MANIFEST).read_text()) == manifest
-    assert (manifest["format"], manifest["family"], manifest["task"]) == (FORMAT, "bert", "text-classification")
+    assert (manifest["format"], manifest["family"], manifest["task"]) == (1, "bert", "text-classification")
     assert (manifest["target"], manifest["precision"], manifest["file"]) == ("torch", "fp32", "model.safetensors")
     assert manifest["labels"] == {"bill": 0, "card": 1, "loan": 2}
     assert manifest["plan_id"] == made.plan.id and manifest["accepted"] is True

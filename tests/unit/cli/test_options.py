@@ -127,7 +127,7 @@ def test_prune_hands_every_option_on(fake: Fake) -> None:
     given = {
         **{"eval": "test.csv", "task": "text-embedding", "text_column": "t", "label_column": "l", "pair_column": "p"},
         **{"score_column": "s", "max_length": 99, "max_drop": 0.02, "speedup": 2.5, "minutes": 3.0, "confidence": 0.8},
-        **{"target": "openvino", "threads": 2, "seed": 7},
+        **{"target": "openvino", "tokens": "policy", "threads": 2, "seed": 7},
     }
     amounts = {"heads": 0.25, "queries": 0.125, "neurons": 0.3, "layers": 1.0, "sublayers": 2.0, "parameters": 0.5}
     given |= {
