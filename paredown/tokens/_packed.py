@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,8 @@ class Packed(nn.Module):
 
     `tensors` are those of the policy: `gate.<after>` [D] of the learned scorer, and of the linear exit
     `exit.<after>.weight` [D, D] and `exit.<after>.bias` [D]. `observer` is shown every stage: the texts before it, and
-    which tokens stay (bool [G, n] per group). Borrows the encoder's modules. Raises UnsupportedModel where the policy
-    does not fit the model.
+    which tokens stay (bool [G, n] per group). Borrows the encoder's modules, and reads which biases are zero when it is
+    made: after training, make it anew. Raises UnsupportedModel where the policy does not fit the model.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class Packed(nn.Module):
         self.scorer: ModuleType = registry.find("tokens", self.policy.scorer)
         self._stages = {stage.after: stage for stage in self.policy.stages}
         self._check()
+        # after a fold the biases of keys and values are zeros: a pass over a matrix less for each
+        read = [part for layer in encoder.layers for part in (layer.key, layer.value) if type(part) is nn.Linear]
+        self._unbiased = {part for part in read if part.bias is None or not part.bias.any()}
 
     def _check(self) -> None:
         policy, layers, pooling = self.policy, self.encoder.layers, self.layout.pooling
@@ -151,7 +155,7 @@ class Packed(nn.Module):
         """
         if not layer.num_heads:
             return None, []
-        keys, values = (_heads(part(texts.x), layer) for part in (layer.key, layer.value))  # [N, H, K]
+        keys, values = (_heads(self._projected(part, texts.x), layer) for part in (layer.key, layer.value))  # [N, H, K]
         queries = _heads(layer.query(texts.x[texts.firsts()] if first_only else texts.x), layer)
         contexts: list[Tensor] = []
         evidence: list[Tensor] = []
@@ -185,6 +189,9 @@ class Packed(nn.Module):
                 evidence.append(self.scorer.score(replace(_about(texts, group, tokens), keys=k, first_attention=first)))
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         return context.flatten(1), evidence
+
+    def _projected(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        return F.linear(x, projection.weight) if projection in self._unbiased else cast(Tensor, projection(x))
 
     def _shortened(self, texts: Texts, evidence: list[Tensor], stage: TokenStage) -> Texts:
         """The texts without the tokens that go here."""
@@ -313,5 +320,19 @@ def _mask(
 
 
 def _fed(layer: Layer, x: Tensor, context: Tensor | None) -> Tensor:
-    """The stream after the layer, from the one before and the heads' outputs."""
-    return layer.feed(layer.join_attention(x, layer.attended(context, x)))
+    """The stream after the layer, from the one before, which is overwritten, and the heads' outputs."""
+    x = layer.attention_norm(_joined(x, layer.output, context))
+    return cast(Tensor, layer.ffn_norm(_joined(x, layer.down, layer.hidden(x) if layer.num_neurons else None)))
+
+
+def _joined(x: Tensor, projection: nn.Linear, values: Tensor | None) -> Tensor:
+    """x plus a projection of values, None for those of a sub-layer that is gone; in the memory of `x` where no gradient
+    needs that: the product is added as it is computed, and no matrix is filled with copies of the bias first.
+    """
+    plain = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or type(projection) is not nn.Linear
+    if values is None:
+        return x if projection.bias is None else x + projection.bias
+    if plain:
+        return x + cast(Tensor, projection(values))
+    x.addmm_(values, projection.weight.t())
+    return x if projection.bias is None else x.add_(projection.bias)
