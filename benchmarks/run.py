@@ -161,6 +161,10 @@ def tokens() -> Iterator[dict[str, Any]]:
         yield {"step": f"sweep newsgroups {target}", **made}
         for name, data in _intents().items() if made["accepted"] else ():
             yield {"step": f"policy on {name} {target}", **_command(*asked, *data, "--policy", str(out))}
+        if made["accepted"] and target != "torch":
+            chosen = ("--policy", str(WORK / "tokens-torch"), "--max-drop", "1.5%")
+            step = f"torch-policy on newsgroups {target}"
+            yield {"step": step, **_command(*asked, "--data", train, "--eval", test, *chosen)}
 
 
 def tokens_scorers() -> Iterator[dict[str, Any]]:
@@ -187,7 +191,7 @@ def tokens_search() -> Iterator[dict[str, Any]]:
     tasks = ",".join([str(_assets() / "data/banking77/train.csv"), clinc, str(part)])
     grid = ("--s", "15,32,64,128", "--q", "0.3,0.5,0.7", "--l", "1,2,3", "--shots", "5")
     asked = ("tokens", "search", str(_minilm()), "--tasks", tasks, "--max-length", "256", "--max-drop", "1%", *grid)
-    for scorer in ("attention", "norm"):
+    for scorer in ("attention", "learned"):
         yield {"step": f"search {scorer}", **_command(*asked, "--scorer", scorer)}
 
 
