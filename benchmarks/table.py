@@ -112,7 +112,7 @@ def criteria() -> str:
     for unit in ("heads", "neurons"):
         lost = {name: _rows({"rows": rows}, unit) for name, rows in (("", bare), (" re-fitted", fitted))}
         columns = [(kind, share) for kind, rows in lost.items() for share in sorted({share for _, share in rows})]
-        names = sorted({name for name, _ in lost[""]}, key=lambda name: lost[""][name, 0.3]["drop"]["value"])
+        names = sorted({name for name, _ in lost[""]}, key=lambda name: (lost[""][name, 0.3]["drop"]["value"], name))
         head = [unit, *(f"{share:.0%}{kind}" for kind, share in columns), "forward passes", "forward + backward"]
         table = [head]
         for name in names:
