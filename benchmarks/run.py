@@ -161,10 +161,15 @@ def tokens() -> Iterator[dict[str, Any]]:
         yield {"step": f"sweep newsgroups {target}", **made}
         for name, data in _intents().items() if made["accepted"] else ():
             yield {"step": f"policy on {name} {target}", **_command(*asked, *data, "--policy", str(out))}
-        if made["accepted"] and target != "torch":
-            chosen = ("--policy", str(WORK / "tokens-torch"), "--max-drop", "1.5%")
-            step = f"torch-policy on newsgroups {target}"
-            yield {"step": step, **_command(*asked, "--data", train, "--eval", test, *chosen)}
+
+
+def tokens_half() -> Iterator[dict[str, Any]]:
+    """Half of the tokens of long posts after a third of the layers, judged on all guardrail texts, on every engine."""
+    train, test = _bodies()
+    half = ("--scorers", "learned", "--after", "33%", "--keep", "0.5", "--max-drop", "1.5%", "--max-length", "256")
+    for target in ("torch", "onnxruntime", "openvino"):
+        asked = ("tokens", "sweep", str(_minilm()), "--data", train, "--eval", test, "--target", target)
+        yield {"step": f"half newsgroups {target}", **_command(*asked, *half)}
 
 
 def tokens_scorers() -> Iterator[dict[str, Any]]:
@@ -223,6 +228,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "scoring": scoring,
     "fewshot": fewshot,
     "tokens": tokens,
+    "tokens-half": tokens_half,
     "tokens-scorers": tokens_scorers,
     "tokens-search": tokens_search,
     "tokens-unpadding": tokens_unpadding,

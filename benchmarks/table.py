@@ -162,14 +162,14 @@ def rounds() -> str:
 TOLD = {  # of a step's first word
     "sweep": "policies",
     "policy": "the policy chosen on newsgroups",
-    "torch-policy": "the policy chosen on torch",
+    "half": "half of the tokens, on all guardrail texts",
     "merge": "merging",
 }
 
 
 def tokens() -> str:
     """What dropping tokens gains and loses, by policy and by scorer; one threshold for several tasks; unpadding."""
-    made = {record["step"]: record for name in ("tokens", "tokens-scorers") for record in run_of(name)}
+    made = {record["step"]: record for name in ("tokens", "tokens-half", "tokens-scorers") for record in run_of(name)}
     parts = []
     for step, record in made.items():
         name, _, what = step.partition(" ")
