@@ -308,25 +308,25 @@ def test_one_threshold_for_two_tasks(embedder: Path, tmp_path: Path) -> None:
 
 
 def test_texts_that_choose_are_not_those_that_are_reported(embedder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, list[tuple[int, int]]] = {"drop": [], "told": []}
+    asked: dict[str, list[tuple[int, int]]] = {"lost": [], "told": []}
     for name in asked:
         real = getattr(_token_search._Search, f"_{name}")
 
         def noting(self: Any, i: int, *rest: Any, _name: str = name, _real: Any = real) -> Any:
-            part = self.tasks[i].chosen_by if _name == "drop" else self.tasks[i].reported
+            part = self.tasks[i].chosen_by if _name == "lost" else self.tasks[i].reported
             asked[_name].append((i, *part.indices(len(self.tasks[i].tested))[:2]))
             return _real(self, i, *rest)
 
         monkeypatch.setattr(_token_search._Search, f"_{name}", noting)
     looked(embedder, SearchSettings((3,), (0.5,), (1,), max_drop=0.9, shots=5, seeds=1))
-    assert {stop for _, start, stop in asked["drop"]} == {start for _, start, stop in asked["told"]}
+    assert {stop for _, start, stop in asked["lost"]} == {start for _, start, stop in asked["told"]}
 
 
 def test_where_none_is_good_enough_the_closest_is_reported(
     embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drops = {(2, 0.9, 1): 0.3, (2, 0.2, 1): 0.05}
-    monkeypatch.setattr(_token_search._Search, "_drop", lambda self, i, one, fold: drops[one])
+    monkeypatch.setattr(_token_search._Search, "_lost", lambda self, i, one, fold: np.full(4, drops[one]))
     facts = looked(embedder, SearchSettings((2,), (0.2, 0.9), (1,), max_drop=0.01, shots=5, seeds=1), out=tmp_path)
     assert not facts["accepted"] and facts["policy"] is None
     assert facts["chosen"] == {"s": 2, "q": 0.2, "l": 1}
@@ -335,10 +335,20 @@ def test_where_none_is_good_enough_the_closest_is_reported(
     assert not (tmp_path / "policy.json").exists()
 
 
+@pytest.mark.parametrize(("scatter", "accepted"), [(0.0, True), (0.2, False)])
+def test_a_drop_that_may_be_luck_does_not_choose(
+    embedder: Path, monkeypatch: pytest.MonkeyPatch, scatter: float, accepted: bool
+) -> None:
+    lost = 0.005 + scatter * np.array([-1.0, 1.0] * 50)  # a standard error of 0.02
+    monkeypatch.setattr(_token_search._Search, "_lost", lambda self, i, one, fold: lost)
+    facts = looked(embedder, SearchSettings((3,), (0.5,), (1,), max_drop=0.01, shots=5, seeds=1))
+    assert facts["accepted"] is accepted
+
+
 def test_what_fails_rules_out_what_drops_more(embedder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[int, float, int]] = []
     monkeypatch.setattr(
-        _token_search._Search, "_drop", lambda self, i, one, fold: tried.append(one) or float(one[1] > 0.3)
+        _token_search._Search, "_bound", lambda self, i, one, fold: tried.append(one) or float(one[1] > 0.3)
     )
     facts = looked(embedder, SearchSettings((3,), (0.3, 0.5, 0.7), (1,), max_drop=0.01, shots=5, seeds=1))
     assert facts["chosen"]["q"] == 0.3
