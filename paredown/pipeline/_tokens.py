@@ -237,8 +237,10 @@ def _swept(
         note = "exact: no layer computes on padding" if settings.precision == "fp32" else "no layer computes on padding"
         exact = Candidate("unpadded", "folded", **lower, note=note)
         rows.append(as_row(Judged(exact, timings["unpadded"], ratio(dense, timings["unpadded"])), dense))
-    rows += [{**as_row(one, dense), "chosen": i == best, "policy": packed[i].policy} for i, one in enumerate(verdicts)]
-    told = next((one.drop for one in verdicts if one.drop is not None), None)
+    for i, verdict in enumerate(verdicts):
+        on = 0 if verdict.drop is None else verdict.drop.samples
+        rows.append({**as_row(verdict, dense), "chosen": i == best, "policy": packed[i].policy, "samples": on})
+    told = drops[0] if best is None else verdicts[best].drop
     assert told is not None
     facts = {
         "model": asked.model,
