@@ -1,4 +1,4 @@
-"""What every test shares: the rule for tests/real, two threads at most, and fixed random seeds."""
+"""What every test shares: the rule for tests/real, a core for each worker, and fixed random seeds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from paredown.cores import cores
+
 REAL = Path(__file__).parent / "real"
 
 
@@ -18,11 +20,19 @@ def pytest_configure(config: pytest.Config) -> None:
     # The same examples every time, and no time limit for one: timings are never asserted.
     settings.register_profile("paredown", deadline=None, derandomize=True)
     settings.load_profile("paredown")
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    _keep_to_one_core(os.environ.get("PYTEST_XDIST_WORKER", ""))
+    torch.set_num_threads(min(2, cores()))
     folder = os.environ.get("PAREDOWN_ASSETS")
     if folder and not Path(folder).is_dir():
         # Skipping here would turn a mistyped path into a green run that proved nothing.
         raise pytest.UsageError(f"PAREDOWN_ASSETS is {folder!r}, which is not a folder")
+
+
+def _keep_to_one_core(worker: str) -> None:
+    """Pins a worker of pytest-xdist, and what it starts: sharing cores, they would wait for each other's threads."""
+    if worker.removeprefix("gw").isdigit() and hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {own[int(worker.removeprefix("gw")) % len(own)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
