@@ -23,7 +23,7 @@ def measure(model: str, data: str) -> dict[str, Any]:
     with spawn.Pool(1, maxtasksperchild=1) as pool:
         rows = pool.apply(_costs, (model, data))
         memory = {str(texts): pool.apply(_peak_mib, (model, data, texts)) for texts in (TEXTS // 4, TEXTS, 4 * TEXTS)}
-    return {"model": model, "rows": rows, "texts": TEXTS, "units": UNITS, "peak_memory_mib_by_texts": memory}
+    return {"model": Path(model).name, "rows": rows, "texts": TEXTS, "units": UNITS, "peak_memory_mib_by_texts": memory}
 
 
 def _costs(model: str, data: str) -> list[dict[str, Any]]:

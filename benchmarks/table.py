@@ -26,9 +26,10 @@ def records() -> list[dict[str, Any]]:
 
 
 def run_of(benchmark: str) -> list[dict[str, Any]]:
-    """The records of a benchmark at the commit that recorded it last; 3 is a gate's no, with all of its figures."""
+    """Of each step of a benchmark, the records at the commit that recorded it last; 3 is a gate's no, with all of its figures."""
     own = [record for record in records() if record["benchmark"] == benchmark and record["exit_code"] in (0, 3)]
-    return [record for record in own if record["commit"] == own[-1]["commit"]]  # none, of none
+    last = {record["step"]: record["commit"] for record in own}
+    return [record for record in own if record["commit"] == last[record["step"]]]
 
 
 def merged(benchmark: str) -> list[dict[str, Any]]:
