@@ -26,7 +26,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def run_of(benchmark: str) -> list[dict[str, Any]]:
-    """Of each step of a benchmark, the records at the commit that recorded it last; 3 is a gate's no, with all of its figures."""
+    """Of each step of a benchmark, the records at the commit that recorded it last; 3 is a gate's no, with figures."""
     own = [record for record in records() if record["benchmark"] == benchmark and record["exit_code"] in (0, 3)]
     last = {record["step"]: record["commit"] for record in own}
     return [record for record in own if record["commit"] == last[record["step"]]]
