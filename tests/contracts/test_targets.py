@@ -17,7 +17,6 @@ from paredown.anatomy import describe
 from paredown.encoder import Encoder
 from paredown.surgery import cut
 from paredown.targets import onnxruntime, openvino
-from paredown.targets import torch as torch_target
 from paredown.types import Limits, Plan, Runner
 from paredown.validation import parity
 from tests.contracts.families import FAMILIES, VOCABULARY, tiny
@@ -25,6 +24,7 @@ from tests.contracts.families import FAMILIES, VOCABULARY, tiny
 TARGETS = registry.available("targets")
 TOLERANCE = 1e-4  # the project's promise for fp32
 EXPORTED = ("onnxruntime", "openvino")
+IN_MEMORY = ("sparse_cpu", "torch")
 
 ALONE = {
     "onnxruntime": """
@@ -71,14 +71,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
 
 
 def runner_of(target: str, encoder: Encoder, files: dict[str, Path]) -> Runner:
-    if target == "torch":
-        return torch_target.load_encoder(encoder, threads=torch.get_num_threads())
-    runner: Runner = registry.find("targets", target).load(files[target], threads=1)
+    module = registry.find("targets", target)
+    if target in files:
+        runner: Runner = module.load(files[target], threads=1)
+    else:
+        runner = module.load_encoder(encoder, threads=torch.get_num_threads())
     return runner
 
 
 def test_every_target_is_known_here() -> None:
-    assert set(TARGETS) == {"huggingface", "torch", *EXPORTED}  # a new one: add it to the tests below
+    assert set(TARGETS) == {"huggingface", *IN_MEMORY, *EXPORTED}  # a new one: add it to the tests below
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -107,13 +109,13 @@ def same_function(target: str, encoder: Encoder, files: dict[str, Path]) -> None
     runner.close()
 
 
-@pytest.mark.parametrize("target", ("torch", *EXPORTED))
+@pytest.mark.parametrize("target", (*IN_MEMORY, *EXPORTED))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_classifiers_compute_what_torch_computes(family: str, target: str, exported: Any) -> None:
     same_function(target, *exported(family, "text-classification"))
 
 
-@pytest.mark.parametrize("target", ("torch", *EXPORTED))
+@pytest.mark.parametrize("target", (*IN_MEMORY, *EXPORTED))
 @pytest.mark.parametrize("family", ("bert", "mpnet"))  # without and with a position bias
 def test_sentence_encoders_compute_what_torch_computes(family: str, target: str, exported: Any) -> None:
     same_function(target, *exported(family, "text-embedding"))

@@ -1,0 +1,1 @@
+"""Our own CPU kernels, generated for the CPU at hand."""

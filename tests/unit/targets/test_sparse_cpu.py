@@ -1,0 +1,87 @@
+"""The sparse engine runs whole encoders: any batch, any share of zeros, head sizes and widths that are not round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from paredown.anatomy import describe
+from paredown.encoder import Encoder
+from paredown.errors import ParedownError, UnsupportedModel
+from paredown.kernels.encoder import BLOCKS, DENSE, SPARSE
+from paredown.targets import sparse_cpu
+from tests.contracts.families import VOCABULARY, tiny
+
+
+def encoder_of(family: str, task: str, zeros: float, **config: Any) -> Encoder:
+    model = tiny(family, task, max_position_embeddings=300, **config)
+    encoder = Encoder(model, describe(model).layout).eval()
+    with torch.no_grad():
+        for layer in encoder.layers:
+            for part in (layer.query, layer.key, layer.value, layer.output, layer.up, layer.down):
+                part.weight[torch.rand_like(part.weight) < zeros] = 0
+    return encoder
+
+
+def batch(lengths: tuple[int, ...]) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = random.integers(5, VOCABULARY, mask.shape) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def gap(encoder: Encoder, lengths: tuple[int, ...], threads: int = 2, **options: Any) -> float:
+    runner, inputs = sparse_cpu.load_encoder(encoder, threads=threads, **options), batch(lengths)
+    with torch.inference_mode():
+        want = encoder(*(torch.from_numpy(inputs[name]) for name in encoder.input_names)).numpy()
+    got = [runner.run(inputs)[encoder.output_name] for _ in range(2)]
+    runner.close()
+    assert np.array_equal(*got)  # memory that is used again holds nothing of the batch before
+    return float(np.abs(got[0] - want).max() / np.abs(want).max())
+
+
+@pytest.mark.parametrize("lengths", [(1,), (16,), (3, 64, 65, 1), (200, 7), (12,) * 64])
+@pytest.mark.parametrize("task", ["text-classification", "text-embedding"])
+@pytest.mark.parametrize("family", ["bert", "mpnet"])  # without and with a position bias
+def test_any_batch_is_computed_as_torch_does(family: str, task: str, lengths: tuple[int, ...]) -> None:
+    assert gap(encoder_of(family, task, 0.7), lengths) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [SPARSE, BLOCKS, DENSE])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("zeros", [0.0, 0.9, 1.0])
+def test_any_storage_on_any_number_of_threads(kind: int, threads: int, zeros: float) -> None:
+    encoder = encoder_of("bert", "text-classification", zeros)
+    assert gap(encoder, (70, 9, 33), threads, choose=lambda _: kind) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
+def test_every_activation(activation: str) -> None:
+    assert gap(encoder_of("bert", "text-embedding", 0.5, hidden_act=activation), (20, 5)) < 1e-5
+
+
+def test_a_measured_choice_is_dense_without_zeros_and_sparse_with_many() -> None:
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((256, 512), dtype=np.float32)
+    assert sparse_cpu.fastest(weight) == DENSE
+    assert sparse_cpu.fastest(weight * (random.random(weight.shape) > 0.97)) == SPARSE
+    blocks = np.repeat(random.random((64, 512)) > 0.95, 4, axis=0)
+    assert sparse_cpu.fastest(weight * blocks) == BLOCKS
+
+
+def test_what_it_cannot_run_is_said() -> None:
+    encoder = encoder_of("bert", "text-classification", 0.5)
+    runner = sparse_cpu.load_encoder(encoder, threads=1)
+    inputs = batch((4, 2))
+    inputs["attention_mask"] = inputs["attention_mask"][:, ::-1].copy()
+    with pytest.raises(ParedownError, match="padded behind"):
+        runner.run(inputs)
+    runner.close()
+    with pytest.raises(ValueError, match="closed"):
+        runner.run(batch((4,)))
+    with pytest.raises(UnsupportedModel, match="multiples of 4"):
+        odd = tiny("bert", hidden_size=30, num_attention_heads=3)
+        sparse_cpu.load_encoder(Encoder(odd, describe(odd).layout).eval(), threads=1)
