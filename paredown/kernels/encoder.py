@@ -16,7 +16,7 @@ import numpy as np
 from numba import config, njit, prange, set_num_threads
 
 from paredown.kernels import _simd
-from paredown.kernels._simd import LANES, LEVEL, normed, scaled, softmax
+from paredown.kernels._simd import LANES, normed, scaled, softmax
 from paredown.types import Array
 
 SPARSE, BLOCKS, DENSE = 0, 1, 2  # how a matrix is stored: by rows, by 4 x 1 blocks, whole in groups of 4 rows
@@ -69,6 +69,7 @@ def scratch_floats(size: int, longest: int) -> int:
 _one1, _one2, _one4, _one8 = (_simd.products(1, n, indexed=True) for n in (1, 2, 4, 8))
 _four1, _four2, _four4 = (_simd.products(4, n, indexed=True) for n in (1, 2, 4))
 _all1, _all2, _all4 = (_simd.products(4, n, indexed=False) for n in (1, 2, 4))
+LEVEL = _simd.LEVEL  # of vector instructions that all here is made for
 _WIDE = LEVEL == "avx512"  # 32 registers: four rows by four vectors of sums fit
 _gelu, _gelu_tanh, _relu, _silu = _simd.gelu, _simd.gelu_tanh, _simd.relu, _simd.silu
 
