@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Writes tests/golden/<name>: a bundle of a tiny seeded model, and the outputs that it must give for ever.
 
-Run it from a release, once per change of the format: `python scripts/make_golden.py bundle-1`, and with the word
-`tokens` for a bundle that drops tokens: `python scripts/make_golden.py bundle-2 tokens`. A golden folder that exists
-is never written again: it stands for what users have on their disks.
+Run it from a release, once per change of the format: `python scripts/make_golden.py bundle-1`, with the word `tokens`
+for a bundle that drops tokens (`bundle-2 tokens`), with `zeros` for one of a sparse model (`bundle-3 zeros`). A golden
+folder that exists is never written again: it stands for what users have on their disks.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from tests.contracts import bundles  # noqa: E402  the tests are no installed pa
 
 SEED = 2  # one that gives more than one label
 TARGETS = ("torch", "onnxruntime", "openvino")
+ZEROS = 0.3
 TOKENS = TokenPolicy("learned", (TokenStage(1, 0.6),), least=3, off_below=4, special_ids=(1, 2))
 
 
-def main(name: str, *, drops: bool) -> None:
+def main(name: str, kind: str = "") -> None:
     """Writes the folder, or ends with a sentence when it is there."""
     golden = ROOT / "tests" / "golden" / name
     if golden.exists():
@@ -37,23 +38,24 @@ def main(name: str, *, drops: bool) -> None:
             exported=TARGETS,
             seed=SEED,
             target="onnxruntime",
-            tokens=TOKENS if drops else None,
+            tokens=TOKENS if kind == "tokens" else None,
+            zeros=ZEROS if kind == "zeros" else 0.0,
             work=Path(work),
             hidden_size=16,
             num_attention_heads=4,
             max_position_embeddings=24,
         )
     outputs = {}
-    for target in TARGETS:
+    for target in (*TARGETS, *(["sparse_cpu"] if kind == "zeros" else [])):
         outputs[target] = bundles.outputs_of(bundle, bundles.TEXTS, target).astype(float).tolist()
     labels = bundle.labels_of(np.array(outputs["torch"]))
     expected = {"texts": bundles.TEXTS, "outputs": outputs, "labels": labels, "plan_id": bundle.plan.id}
-    if drops:
+    if kind == "tokens":
         expected["token_policy_id"] = TOKENS.id
     (golden / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["tokens"]):
-        sys.exit("usage: python scripts/make_golden.py NAME [tokens]")
-    main(sys.argv[1], drops=len(sys.argv) == 3)
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["tokens"], ["zeros"]):
+        sys.exit("usage: python scripts/make_golden.py NAME [tokens|zeros]")
+    main(*sys.argv[1:])

@@ -12,7 +12,7 @@ from paredown import __version__
 from paredown.errors import CorruptBundle, ParedownError
 from paredown.types import canonical_json
 
-FORMAT = 2  # what is written is 1 where no tokens are dropped, so that earlier releases read it
+FORMAT = 3  # what is written is 1 where no tokens are dropped, 2 where no weights are zero: earlier releases read it
 MANIFEST, PLAN, WEIGHTS, TOKENIZER, REPORT = "bundle.json", "plan.json", "model.safetensors", "tokenizer", "report.json"
 TOKENS = "tokens.safetensors"  # what the token policy has learnt
 
@@ -24,6 +24,7 @@ SERVING: Mapping[tuple[str, str], str] = {
     ("openvino", "bf16"): "openvino/model.xml",
     ("torch", "fp32"): WEIGHTS,
     ("torch", "bf16"): WEIGHTS,
+    ("sparse_cpu", "fp32"): WEIGHTS,
 }
 _KEYS: Mapping[str, Any] = {
     **{"paredown": str, "task": str, "family": str, "config": dict, "pooling": str, "normalize": bool},
@@ -60,10 +61,19 @@ def read_manifest(place: Path) -> dict[str, Any]:
             raise CorruptBundle(f"{path} names {name!r}, which does not lie inside the bundle")
     if not isinstance(manifest.get("tokens"), dict | type(None)):
         raise CorruptBundle(f"{path} has no proper 'tokens'")
+    if not _are_shapes(manifest.get("compressed", {})):
+        raise CorruptBundle(f"{path} has no proper 'compressed'")
     for name in (PLAN, WEIGHTS, manifest["file"]):
         if name not in manifest["files"]:
             raise CorruptBundle(f"{path} does not list {name}")
     return manifest
+
+
+def _are_shapes(found: object) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(shape, list) and shape and all(type(size) is int and size > 0 for size in shape)
+        for shape in found.values()
+    )
 
 
 def _no_bundle(place: Path) -> str:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from paredown import registry
 from paredown.anatomy import describe
+from paredown.bundle._compressed import expanded
 from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, TOKENS, WEIGHTS, read_manifest, sha256
 from paredown.cores import cores
 from paredown.encoder import Encoder, admit_biases
@@ -24,6 +25,7 @@ from paredown.errors import BadData, CorruptBundle, ParedownError, UnsupportedMo
 from paredown.models import CAUSAL_LM, FAMILIES, build_empty, load_model, silenced, unsupported_family
 from paredown.network import Network, network
 from paredown.surgery import cut, fold
+from paredown.targets import sparse_cpu
 from paredown.targets import torch as torch_target
 from paredown.tasks import run_batches, tokenize
 from paredown.tokens import Packed, applied
@@ -72,6 +74,13 @@ class Bundle:
         except UnsupportedModel as error:
             raise CorruptBundle(f"the token policy of {self.folder} does not fit its model: {error}") from None
 
+    def _encoder(self) -> Encoder:
+        """The model as the sparse engine takes it. Raises `ParedownError` for what that does not run."""
+        whole = self.network()
+        if not isinstance(whole, Encoder):
+            raise ParedownError(f"{self.folder} is not for sparse_cpu, which runs text encoders that keep their tokens")
+        return whole
+
     @property
     def token_policy(self) -> TokenPolicy | None:
         """By which the model drops tokens while it runs, if it does. Raises `CorruptBundle` where it makes no sense."""
@@ -98,7 +107,7 @@ class Bundle:
         model, anatomy = build_shell(self.manifest, self.plan)
         path = self.folder / WEIGHTS
         try:
-            state: dict[str, Tensor] = load_file(path)
+            state = expanded(load_file(path), self.manifest.get("compressed", {}))
             admit_biases(model, state)
             # One Parameter object for every name that shares it: loading by assignment then ties them again.
             state |= {name: nn.Parameter(state[name]) for name, _ in model.named_parameters() if name in state}
@@ -106,7 +115,7 @@ class Bundle:
             model.load_state_dict(state, strict=True, assign=True)
             if self.manifest.get("generation"):
                 model.generation_config = GenerationConfig.from_dict(dict(self.manifest["generation"]))
-        except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CorruptBundle(f"{path} does not hold the weights of this bundle's model: {reason}") from None
         return model.eval(), anatomy
@@ -128,6 +137,8 @@ class Bundle:
         count = threads or cores()
         if target == "torch":
             return torch_target.load_encoder(self.network(), threads=count, precision=precision)
+        if target == "sparse_cpu":
+            return sparse_cpu.load_encoder(self._encoder(), threads=count)
         lower = {"precision": precision} if precision == "bf16" else {}
         runner: Runner = registry.find("targets", target).load(self.folder / str(file), threads=count, **lower)
         return runner
@@ -181,13 +192,14 @@ def load(folder: str | Path, *, verify: bool = True) -> Bundle:
     return Bundle(place, manifest, plan)
 
 
-def torch_runner(path: str, *, threads: int) -> Runner:
-    """A torch runner of the model in a folder: a bundle, or a transformers or sentence-transformers checkpoint.
+def torch_runner(path: str, *, threads: int, target: str = "torch") -> Runner:
+    """A torch runner of the model in a folder: a bundle, or a transformers or sentence-transformers checkpoint; of a
+    bundle also one for another `target` that reads its weights.
 
     Timing workers load it by name ("paredown.bundle:torch_runner").
     """
     if (Path(path) / MANIFEST).is_file():
-        return load(path).runner(target="torch", threads=threads)
+        return load(path).runner(target=target, threads=threads)
     dense = load_model(path)
     anatomy = describe(dense.model, task=dense.task, pooling=dense.pooling, normalize=dense.normalize)
     return torch_target.load_encoder(network(dense.model.eval(), anatomy.layout), threads=threads)

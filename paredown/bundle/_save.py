@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from paredown import __version__
+from paredown.bundle._compressed import compressed
 from paredown.bundle._format import (
     FORMAT,
     MANIFEST,
@@ -69,7 +70,7 @@ def save(
     check_free(place)
     config = {key: value for key, value in loaded.config.to_dict().items() if key != "_name_or_path"}
     manifest: dict[str, Any] = {
-        "format": FORMAT if tokens is not None else 1,
+        "format": 1 if tokens is None else 2,
         "paredown": __version__,
         "task": loaded.task,
         "family": anatomy.family,
@@ -94,6 +95,9 @@ def save(
     shell, own = build_shell(manifest, plan)
     tensors, manifest["tied"] = _tensors(model, own.layout.unused)
     _check_shapes(shell, {**tensors, **{name: tensors[source] for name, source in manifest["tied"].items()}})
+    tensors, shapes = compressed(tensors)
+    if shapes:
+        manifest |= {"format": FORMAT, "compressed": shapes}
 
     part = place.with_name(f".{place.name}.part-{os.getpid()}")
     try:

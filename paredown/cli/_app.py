@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from paredown.cli import _embedder, _fewshot, _output, _studies, _tokens
+from paredown.cli import _bench_sparse, _embedder, _fewshot, _output, _sparsify, _studies, _tokens
 from paredown.cli import _options as options
 from paredown.cli._progress import shown
 from paredown.errors import GateFailed
@@ -132,17 +131,7 @@ def prune(
     out: Annotated[
         str, typer.Option("--out", metavar="DIR", help="The folder of the bundle.", rich_help_panel=options.RUN)
     ],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="These settings from a TOML file (max_drop = 0.01); options given here win.",
-            callback=options.read_config,
-            is_eager=True,
-            rich_help_panel=options.RUN,
-        ),
-    ] = None,
+    config: options.Config = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -192,7 +181,7 @@ def prune(
             max_length=max_length,
             progress=progress,
         )
-    return _show_run(bundle.report(), json)
+    return _output.show_run(bundle.report(), as_json=json)
 
 
 @app.command()
@@ -241,7 +230,7 @@ def validate(
         )
     if not facts.get("accepted"):
         raise GateFailed(str(facts.get("verdict") or f"{bundle} does not hold on this machine"), result=facts)
-    return _show_run(facts, json)
+    return _output.show_run(facts, as_json=json)
 
 
 @app.command()
@@ -318,16 +307,11 @@ def demo(
         from paredown import demo as desk
 
         bundle = desk.run(out, minutes=minutes, progress=progress)
-    return _show_run(bundle.report(), json)
+    return _output.show_run(bundle.report(), as_json=json)
 
 
-def _show_run(facts: Mapping[str, Any], as_json: bool) -> int:
-    from paredown.report import terminal
-
-    return _output.finished(facts, terminal.summary(facts), as_json=as_json, folder=facts.get("bundle"))
-
-
-for _verb in (_studies.score, _studies.sensitivity, _studies.compare, _fewshot.fewshot):
+for _verb in (_studies.score, _studies.sensitivity, _studies.compare, _fewshot.fewshot, _sparsify.sparsify):
     app.command()(_verb)
+app.command("bench-sparse")(_bench_sparse.bench_sparse)
 app.add_typer(_tokens.app, name="tokens")
 app.add_typer(_embedder.app)

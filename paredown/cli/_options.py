@@ -20,6 +20,7 @@ DATA, BUDGET, AMOUNT, TARGET, RUN = (
 )  # the panels of --help
 
 TargetName = Literal["onnxruntime", "openvino", "torch"]
+SparseTargetName = Literal["sparse_cpu", "onnxruntime", "openvino", "torch"]
 TaskName = Literal["text-classification", "text-embedding", "causal-lm"]
 Recovery = Literal["none", "compensate", "reconstruct", "distill", "finetune"]
 Ranking = Literal["global", "layer"]
@@ -91,6 +92,19 @@ def read_config(context: typer.Context, path: str | None) -> str | None:
 
 def _is_switch(parameter: object) -> bool:
     return bool(getattr(parameter, "is_flag", False))
+
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="These settings from a TOML file (max_drop = 0.01); options given here win.",
+        callback=read_config,
+        is_eager=True,
+        rich_help_panel=RUN,
+    ),
+]
 
 
 def one_dial(

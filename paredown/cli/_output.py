@@ -26,6 +26,13 @@ def finished(facts: Mapping[str, Any], table: RenderableType, *, as_json: bool, 
     return 0
 
 
+def show_run(facts: Mapping[str, Any], *, as_json: bool) -> int:
+    """The same for a run that wrote a bundle."""
+    from paredown.report import terminal
+
+    return finished(facts, terminal.summary(facts), as_json=as_json, folder=facts.get("bundle"))
+
+
 def failed(failure: Failure, *, as_json: bool) -> None:
     """The sentence on stderr; on stdout what the run had found: as JSON when asked, else as a table."""
     if failure.facts.get("verdict") and not as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paredown.bundle import Bundle
+from paredown.pipeline._bench_sparse import bench_sparse
 from paredown.pipeline._embedder import EmbedderSettings, distill_embedder, train_embedder
 from paredown.pipeline._fewshot import fewshot
 from paredown.pipeline._run import run
@@ -23,6 +24,7 @@ __all__ = [
     "StudySettings",
     "TokenSettings",
     "bench",
+    "bench_sparse",
     "compare",
     "distill_embedder",
     "fewshot",
@@ -31,6 +33,7 @@ __all__ = [
     "score_model",
     "search_tokens",
     "sensitivity",
+    "sparsify",
     "sweep_tokens",
     "train_embedder",
     "validate",
@@ -94,5 +97,55 @@ def prune(
     """
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "progress"}
     for name in ("model", "data", "eval", "out", "tokens"):  # paths are welcome too
+        arguments[name] = None if arguments[name] is None else str(arguments[name])
+    return run(Settings(**arguments), progress or Silent())
+
+
+def sparsify(
+    model: str,
+    *,
+    data: str,
+    eval: str | None = None,
+    out: str,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    solver: str = "sparsegpt",
+    allocation: str = "uniform",
+    permute: bool = False,
+    rounds: int = 1,
+    schedule: str = "cubic",
+    recover: str = "distill",
+    heads: float = 0.0,
+    queries: float = 0.0,
+    neurons: float = 0.0,
+    layers: float = 0.0,
+    sublayers: float = 0.0,
+    parameters: float | None = None,
+    criterion: str = "",
+    task: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    pair_column: str | None = None,
+    score_column: str | None = None,
+    max_drop: float | None = None,
+    target: str = "",
+    steps: int | None = None,
+    minutes: float = 20.0,
+    confidence: float = 0.9,
+    seed: int = 0,
+    threads: int | None = None,
+    max_length: int | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """A model with zeros as a bundle at `out`: a share of `sparsity` of its layers' weights, where `pattern` has them.
+
+    Amounts (`heads` to `parameters`) are cut first, as `prune` does. Then `solver` zeroes, at once or in `rounds` by
+    the `schedule`, each followed by training that keeps the zeros, `minutes` in all. The bundle serves from our own
+    engine ("sparse_cpu") unless another `target` is named, its weights stored without the zeros.
+
+    Raises as `prune`; MissingExtra without numba.
+    """
+    arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "progress"}
+    for name in ("model", "data", "eval", "out"):
         arguments[name] = None if arguments[name] is None else str(arguments[name])
     return run(Settings(**arguments), progress or Silent())

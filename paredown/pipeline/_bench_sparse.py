@@ -5,6 +5,7 @@ Legend: O outputs, K inputs, N tokens.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,14 @@ import numpy as np
 
 from paredown.cores import cores
 from paredown.errors import BadData, MissingExtra
+from paredown.pipeline._bench_sparse_gpu import CSR, DENSE, on_gpu
 from paredown.pipeline._settings import Progress, Silent
 from paredown.sparsity import Pattern
-from paredown.types import Array
+from paredown.types import Array, canonical_json, finite
 from paredown.validation import timing
 from paredown.validation.machine import card
 
-DENSE, CSR, PEAK, OURS = "torch dense", "torch sparse CSR", "peak", "paredown "
+PEAK, OURS = "peak", "paredown "
 WORK = 16e9  # dense operations of one timed call: a process that slept has cold caches for its first milliseconds
 
 
@@ -31,6 +33,7 @@ def bench_sparse(
     sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
     patterns: Sequence[str] = ("unstructured", "4x1"),
     tokens: int = 1024,
+    device: str = "cpu",
     threads: int | None = None,
     rounds: int = 9,
     seed: int = 0,
@@ -41,11 +44,17 @@ def bench_sparse(
     A row has `milliseconds`, `speedup` with its interval, `gflops` (of weights that are not zero), `dense_gflops` (as
     if none were), and `share_of_peak`, of `gflops` in what the vector units do at most, measured in the same run.
     `breaks_even` is the least sparsity tried from which on an engine is faster than the dense one, or None. Ours works
-    on panels of 64 tokens, as in a whole encoder; bringing them there is not in its time. Raises BadData, MissingExtra.
+    on panels of 64 tokens, as in a whole encoder; bringing them there is not in its time.
+
+    On the `device` "cuda" torch's sparse products are timed instead, CSR and 2:4 in float16, and there is no peak.
+    Raises BadData, MissingExtra, ParedownError without such a device.
     """
     progress = progress or Silent()
     shapes = [Pattern.parse(name) for name in patterns]
-    _check(sizes, sparsities, shapes, tokens)
+    _check(sizes, sparsities, shapes, tokens, device)
+    if device == "cuda":
+        found = on_gpu(sizes, sparsities, tokens, rounds, seed, progress)
+        return _facts(found, sizes, device=device, tokens=tokens, threads=None, level=None)
     try:
         import numba  # noqa: F401
     except ImportError as error:
@@ -91,20 +100,30 @@ def bench_sparse(
         row["share_of_peak"] = row["gflops"] / peak
     from paredown.kernels.encoder import LEVEL
 
+    return _facts(rows, sizes, device=device, tokens=tokens, threads=own, level=LEVEL, peak_gflops=peak)
+
+
+def _facts(rows: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]], **about: Any) -> dict[str, Any]:
+    engines = [name for name in dict.fromkeys(row["engine"] for row in rows) if name != DENSE]
     even = [
         {"inputs": k, "outputs": o, "engine": name, "sparsity": _breaks_even(rows, k, o, name)}
         for k, o in sizes
-        for name in engines[1:-1]
+        for name in engines
     ]
-    facts = {"rows": rows, "breaks_even": even, "peak_gflops": peak, "tokens": tokens, "threads": own}
-    return {**facts, "level": LEVEL, "machine": card()}
+    facts = {"rows": list(rows), "breaks_even": even, **about, "machine": card()}
+    plain: dict[str, Any] = json.loads(canonical_json(finite(facts)))
+    return plain
 
 
 def _check(
-    sizes: Sequence[tuple[int, int]], sparsities: Sequence[float], shapes: Sequence[Pattern], tokens: int
+    sizes: Sequence[tuple[int, int]], sparsities: Sequence[float], shapes: Sequence[Pattern], tokens: int, device: str
 ) -> None:
     if not sizes or not sparsities or not shapes or tokens < 1:
         raise BadData("There is nothing to time: name a size, a sparsity, a pattern and at least one token.")
+    if any(size < 1 for pair in sizes for size in pair):
+        raise BadData("A size is inputs x outputs, both above 0.")
+    if device not in ("cpu", "cuda"):
+        raise BadData(f"There is no device {device!r}; choose cpu or cuda.")
     if any(not 0 <= sparsity < 1 for sparsity in sparsities):
         raise BadData("A sparsity is the share of zeros: from 0 to below 1.")
     for pattern in shapes:
@@ -178,7 +197,7 @@ class _Product:
         panels = -(-len(x) // 64)
         filled = np.pad(x, ((0, panels * 64 - len(x)), (0, 0)))
         columns = aligned(filled.reshape(panels, 64, -1).transpose(0, 2, 1))
-        y = empty((panels, -(-len(kept[0]) // 4) * 4, 64))
+        y = self.y = empty((panels, -(-len(kept[0]) // 4) * 4, 64))
         kernels.use_threads(self._threads)
         return [lambda n=n: kernels.product(columns, y, weights, n, self._threads) for n in numbers]
 

@@ -21,15 +21,15 @@ from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._policies import FITTED_TOKENS, described
 from paredown.pipeline._prepare import Prepared, calibration_batches, describe_loaded, outputs_of
 from paredown.pipeline._settings import Progress, Settings
-from paredown.pipeline._students import Student
+from paredown.pipeline._students import Student, nonzero
 from paredown.pipeline._work import Work
 from paredown.quantization import int8
 from paredown.surgery import parameters
-from paredown.targets import export_stock
+from paredown.targets import export_stock, sparse_cpu
 from paredown.targets import onnxruntime as ort
 from paredown.tasks import Tokens, fit_tfidf, run_batches
 from paredown.tokens import Packed, fit
-from paredown.types import Array, Plan, TokenPolicy
+from paredown.types import Array, Plan, Runner, TokenPolicy
 from paredown.validation.timing import Alternative
 
 BASELINE = "dense"  # the kind of the fp32 alternatives that speed-ups are measured against
@@ -39,7 +39,8 @@ BASELINE = "dense"  # the kind of the fp32 alternatives that speed-ups are measu
 class Candidate:
     """One possible answer. `eligible` ones run on the target asked for and are not merely a baseline or a control.
 
-    `kind`: dense, folded, dense-int8, pruned, pruned-int8, layer-drop, layer-drop-int8, tokens, tokens-int8, tfidf.
+    `kind`: dense, folded, dense-int8, pruned, pruned-int8, layer-drop, layer-drop-int8, tokens, tokens-int8,
+    sparse, tfidf.
     `packed` is the model with its token policy, where it drops tokens while it runs.
     """
 
@@ -63,13 +64,20 @@ class Candidate:
             return np.asarray(self.predictor.predict_logits(texts))
         if self.alternative is None or self.target == "torch":
             return outputs_of(self.packed or network(self.model, prepared.anatomy.layout), tokens)
-        runner = registry.find("targets", self.target).load(Path(self.alternative.path), threads=threads or cores())
+        runner = self._runner(prepared, threads or cores())
         name = prepared.network.output_name
         try:
             return run_batches(lambda arrays: runner.run(arrays)[name], tokens)
         finally:
             runner.close()
             give_back_what_is_freed()
+
+    def _runner(self, prepared: Prepared, threads: int) -> Runner:
+        assert self.alternative is not None
+        if self.target == "sparse_cpu":
+            return sparse_cpu.load_encoder(Encoder(self.model, prepared.anatomy.layout), threads=threads)
+        found: Runner = registry.find("targets", self.target).load(Path(self.alternative.path), threads=threads)
+        return found
 
 
 def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progress: Progress) -> list[Candidate]:
@@ -123,15 +131,21 @@ def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progres
 def student_candidates(
     student: Student, prepared: Prepared, settings: Settings, work: Work, progress: Progress
 ) -> list[Candidate]:
-    """A student on the target in fp32, and as ONNX Runtime int8; a language model on torch alone."""
+    """A student on the target in fp32, and as ONNX Runtime int8; a language model on torch alone, and what runs on our
+    own engine there alone: it needs no file.
+    """
     stem = student.name.replace(" ", "-").replace(",", "")
     weights = work.path(f"{stem}-weights.safetensors")
     work.tensors(f"{stem}-weights", lambda: _loaders.state_of(student.model))
-    about: dict[str, Any] = {"plan": student.plan, "model": student.model, "parameters": parameters(student.model)}
+    about: dict[str, Any] = {
+        "plan": student.plan,
+        "model": student.model,
+        "parameters": nonzero(student.model) if student.zeros else parameters(student.model),
+    }
     plain = Candidate(
         student.name, student.kind, settings.target, "fp32", None, eligible=True, note=student.note, **about
     )
-    if prepared.generates:
+    if prepared.generates or settings.target == "sparse_cpu":
         return [_on_target(plain, settings, prepared.loaded, weights)]
     progress.stage(f"Exporting {student.name}")
     encoder = Encoder(student.model, prepared.anatomy.layout)
@@ -223,9 +237,9 @@ def _not_int8(settings: Settings) -> str:
 
 def _on_target(candidate: Candidate, settings: Settings, loaded: Any, weights: Path | None) -> Candidate:
     """The candidate with what a worker needs to run it on the target asked for."""
-    if settings.target == "torch":
+    if settings.target in ("torch", "sparse_cpu"):
         assert candidate.plan is not None
-        options: dict[str, Any] = {"plan": candidate.plan.to_json(), "task": loaded.task}
+        options: dict[str, Any] = {"plan": candidate.plan.to_json(), "task": loaded.task, "target": settings.target}
         if weights is not None:
             options["weights"] = str(weights)
         return replace(candidate, alternative=Alternative(candidate.name, _loaders.CUT, loaded.source, options))

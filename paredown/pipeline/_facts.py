@@ -23,11 +23,11 @@ from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
 from paredown.report import html, words
-from paredown.targets import huggingface
+from paredown.targets import huggingface, sparse_cpu
 from paredown.targets import openvino as ov
 from paredown.tasks import Task, TextData, Tokens
 from paredown.tokens import Packed
-from paredown.types import Array, canonical_json, finite
+from paredown.types import Array, Runner, canonical_json, finite
 from paredown.validation import generation, parity
 from paredown.validation.machine import card
 from paredown.validation.quality import Drop, paired_drop
@@ -84,6 +84,7 @@ def gather(
         "candidates": [dict(as_row(j, baseline.timing)) | {"chosen": j is shown} for j in judged],
         "anatomy": _anatomy(prepared),
         "kept": _kept(shown.candidate),
+        "zeros": _zeros(settings, shown.candidate, students),
         "token_policy": shown.candidate.packed.policy if shown.candidate.packed is not None else None,
         "timings": _grid(prepared, settings, baseline.candidate, shown.candidate, progress),
         "lengths": _lengths(prepared.guardrail),
@@ -142,10 +143,15 @@ def parity_of(file: Path, encoder: Encoder | Packed, *, longest: int, target: st
 
     Where tokens are dropped, rounding may decide between two of them: two texts in a hundred may differ.
     """
+    runner = registry.find("targets", target).load(file, threads=torch.get_num_threads())
+    return _agreement(runner, encoder, longest)
+
+
+def _agreement(runner: Runner, encoder: Encoder | Packed, longest: int) -> float:
     from paredown.targets.torch import load_encoder
 
-    threads, name, config = torch.get_num_threads(), encoder.output_name, cast(Any, encoder.model.config)
-    runner, plain = registry.find("targets", target).load(file, threads=threads), load_encoder(encoder, threads=threads)
+    name, config = encoder.output_name, cast(Any, encoder.model.config)
+    plain = load_encoder(encoder, threads=torch.get_num_threads())
     try:
         return parity.check(
             lambda arrays: runner.run(arrays)[name],
@@ -281,6 +287,18 @@ def _kept(candidate: Candidate) -> list[dict[str, Any]]:
     ]
 
 
+def _zeros(settings: Settings, candidate: Candidate, students: Sequence[Student]) -> dict[str, Any] | None:
+    """Where the zeros are and how they came there; None where there are none."""
+    own = [student for student in students if student.zeros and candidate.name.startswith(student.name)]
+    if not own:
+        return None
+    matrices = own[0].zeros
+    sizes = [float(np.prod(one["shape"])) for one in matrices]
+    share = float(np.average([one["sparsity"] for one in matrices], weights=sizes))
+    how = {name: getattr(settings, name) for name in ("pattern", "solver", "allocation", "rounds", "schedule")}
+    return {**how, "asked": settings.share, "sparsity": share, "weights": int(sum(sizes)), "matrices": matrices}
+
+
 def _lengths(tokens: Tokens) -> dict[str, Any]:
     longest = int(tokens.lengths.max())
     step = max(1, -(-longest // 24))
@@ -320,7 +338,11 @@ def _filled(batch: int, length: int, names: Sequence[str], vocabulary: int) -> d
 
 def _parity(prepared: Prepared, candidate: Candidate) -> float | None:
     """Of the fp32 ONNX file that the bundle holds, also where int8 is what serves."""
+    longest = prepared.loaded.max_length
+    if candidate.target == "sparse_cpu":
+        small = Encoder(candidate.model, prepared.anatomy.layout)
+        return _agreement(sparse_cpu.load_encoder(small, threads=torch.get_num_threads()), small, longest)
     if candidate.file is None:  # it serves from torch
         return None
     encoder = candidate.packed or Encoder(candidate.model, prepared.anatomy.layout)
-    return parity_of(plain_file(candidate), encoder, longest=prepared.loaded.max_length)
+    return parity_of(plain_file(candidate), encoder, longest=longest)

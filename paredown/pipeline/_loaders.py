@@ -40,9 +40,10 @@ def cut_torch(
     policy: str | None = None,
     tensors: str | None = None,
     precision: str = "fp32",
+    target: str = "torch",
 ) -> Runner:
-    """The dense model at `path`, folded and cut by a plan (as JSON), on torch; with other weights if given, and with
-    tokens dropped by a policy (as JSON) and its tensors, the latter in bf16 too.
+    """The dense model at `path`, folded and cut by a plan (as JSON), on torch or sparse_cpu; with other weights if
+    given, and on torch with tokens dropped by a policy (as JSON) and its tensors, the latter in bf16 too.
 
     A language model runs as transformers runs it.
     """
@@ -53,7 +54,7 @@ def cut_torch(
     from paredown.network import network
     from paredown.pipeline._prepare import describe_loaded
     from paredown.surgery import cut, fold
-    from paredown.targets import stock_runner
+    from paredown.targets import sparse_cpu, stock_runner
     from paredown.targets.torch import load_encoder
     from paredown.tokens import Packed
     from paredown.types import TokenPolicy
@@ -66,6 +67,8 @@ def cut_torch(
         load_state(small, load_file(weights))
     if loaded.task == CAUSAL_LM:
         return stock_runner(network(small, anatomy.layout), threads=threads)
+    if target == "sparse_cpu":
+        return sparse_cpu.load_encoder(Encoder(small, anatomy.layout), threads=threads)
     if policy is None:
         return load_encoder(network(small, anatomy.layout), threads=threads)
     learnt = load_file(tensors) if tensors is not None else {}

@@ -68,7 +68,7 @@ class Rounds:
             give_back_what_is_freed()
         for warning in planning.collapse_warnings(anatomy, kept, generative=prepared.generates):
             self.progress.say(warning)
-        return Student(self._name(), "pruned", kept, model, recovery=tuple(lessons), rounds=tuple(records))
+        return Student(self.name(), "pruned", kept, model, recovery=tuple(lessons), rounds=tuple(records))
 
     def _check_reachable(self) -> None:
         """Raises InfeasibleBudget before the first round what the last one would raise."""
@@ -81,7 +81,7 @@ class Rounds:
         else:
             self._by_parameters(scores, settings.shares, settings.parameters)
 
-    def _name(self) -> str:
+    def name(self) -> str:
         settings = self.settings
         said = []
         for kind in KINDS:
@@ -246,30 +246,28 @@ class Rounds:
             return state_of(fitted)
 
         def train() -> dict[str, Tensor]:
-            fitted, lessons = self._trained(number, small, plan)
+            fitted, lessons = self.trained(number, settings.rounds, small, plan)
             curve.extend(lessons)
             return state_of(fitted)
 
-        facts |= self.work.json(f"{name}-cut", lambda: {"quality_cut": self._quality(small)})
+        facts |= self.work.json(f"{name}-cut", lambda: {"quality_cut": self.quality(small)})
         if recovery != "none":
             load_state(small, self.work.tensors(f"{name}-refit", refit))
-        if recovery in TRAINED and (settings.minutes or settings.steps):
+        if settings.trains:
             load_state(small, self.work.tensors(f"{name}-trained", train))
             curve = self.work.json(f"{name}-lessons", lambda: curve)
-        facts |= self.work.json(f"{name}-quality", lambda: {"quality": self._quality(small)})
+        facts |= self.work.json(f"{name}-quality", lambda: {"quality": self.quality(small)})
         return state_of(small), facts, curve
 
-    def _trained(self, number: int, small: Any, plan: Plan) -> tuple[Any, list[dict[str, Any]]]:
+    def trained(self, number: int, rounds: int, small: Any, plan: Plan) -> tuple[Any, list[dict[str, Any]]]:
         from paredown.recovery.train import recipe  # accelerate is an extra
 
         settings, prepared = self.settings, self.prepared
-        label = f"Training, round {number} of {settings.rounds}" if settings.rounds > 1 else "Training"
-        minutes = None if settings.steps else settings.minutes / settings.rounds
+        label = f"Training, round {number} of {rounds}" if rounds > 1 else "Training"
+        minutes = None if settings.steps else settings.minutes / rounds
         steps = None
         if settings.steps:
-            steps = max(
-                1, settings.steps * number // settings.rounds - settings.steps * (number - 1) // settings.rounds
-            )
+            steps = max(1, settings.steps * number // rounds - settings.steps * (number - 1) // rounds)
         self.progress.stage(label, 1.0)
         done = 0.0
 
@@ -302,7 +300,7 @@ class Rounds:
         ]
         return model, lessons
 
-    def _quality(self, small: Any) -> float:
+    def quality(self, small: Any) -> float:
         """On the guardrail texts, for the record."""
         prepared = self.prepared
         data = prepared.splits.guardrail

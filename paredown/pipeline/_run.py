@@ -33,7 +33,8 @@ from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
 from paredown.pipeline._policies import policies_for, read_policy, switched_off
 from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
 from paredown.pipeline._rounds import Rounds, fitting
-from paredown.pipeline._settings import TRAINED, Progress, Settings
+from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._sparsify import Zeroing
 from paredown.pipeline._students import Student, Workshop
 from paredown.pipeline._work import Work
 from paredown.targets import huggingface
@@ -75,7 +76,10 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     candidates = dense_candidates(prepared, settings, work, progress)
     engine = registry.find("targets", settings.target).LIMITS
     limits = _joined(huggingface.LIMITS, engine) if settings.uniform else engine
-    if settings.sized:
+    if settings.zeroes:
+        students = [Zeroing(prepared, settings, work, progress, fitting(limits, prepared.anatomy)).student()]
+        candidates = [replace(one, eligible=False) for one in candidates]
+    elif settings.sized:
         students = [Rounds(prepared, settings, work, progress, fitting(limits, prepared.anatomy)).student()]
         candidates = [replace(one, eligible=False) for one in candidates]  # the model that was asked for is the answer
     else:
@@ -130,7 +134,9 @@ def _check_amounts(settings: Settings, prepared: Prepared) -> None:
             "The stock config of this family derives the size of a head from their number, so no head can go with "
             "uniform: leave heads or uniform out."
         )
-    if settings.recover in TRAINED and (settings.minutes or settings.steps):
+    if settings.target == "sparse_cpu" and importlib.util.find_spec("numba") is None:
+        raise MissingExtra("numba", "sparse")
+    if settings.trains:
         labels = prepared.splits.calibration.labels if prepared.classifies else None
         if settings.recover == "finetune" and not prepared.generates and (labels is None or len(set(labels)) < 2):
             raise BadData("Fine-tuning needs labels, two different ones at least, and there are none: take distill.")
@@ -142,7 +148,7 @@ def _check_amounts(settings: Settings, prepared: Prepared) -> None:
 def _for_model(settings: Settings, prepared: Prepared) -> Settings:
     """The settings with the target that the model runs on. Raises ParedownError for what is not for its kind."""
     if not prepared.generates:
-        return replace(settings, target=settings.target or "onnxruntime")
+        return replace(settings, target=settings.target or ("sparse_cpu" if settings.zeroes else "onnxruntime"))
     if settings.target not in ("", "torch"):
         raise ParedownError(f"Language models run on torch here, and {settings.target} was asked for.")
     if not settings.sized:

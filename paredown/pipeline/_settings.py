@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
+from paredown import registry
 from paredown.errors import ParedownError
 from paredown.planning import RANKINGS, SCHEDULES, Shares
+from paredown.sparsity import ALLOCATIONS, Pattern
 
-TARGETS = ("onnxruntime", "openvino", "torch")
+TARGETS = ("onnxruntime", "openvino", "torch", "sparse_cpu")
 POLICY = "policy.json"  # in a folder that holds a token policy
 DEFAULT_DROP = 0.01
 KINDS = ("heads", "queries", "neurons", "layers", "sublayers")  # of units, as the fields of Shares
@@ -35,6 +37,11 @@ class Settings:
     `lora` is the rank of LoRA's matrices, 0 for none. Without a `target` it is "onnxruntime", or "torch"
     for a language model. `tokens` is a folder with a token policy, as a sweep or search writes it, to be tried instead
     of the usual ones.
+
+    With a `pattern` ("unstructured", "2:4", "4x1") weights are zeroed, after the amounts are cut: a share of `sparsity`
+    of them (n:m says its own), chosen by a `solver`, shared out by an `allocation`; `permute` lets neurons change
+    places before n:m. `rounds` and the schedule are then those of the zeros, and training keeps them. The `target` is
+    "sparse_cpu" by default, which runs nothing else.
     """
 
     model: str
@@ -64,6 +71,11 @@ class Settings:
     rounds: int = 1
     schedule: str = "cubic"
     recover: str = "distill"
+    pattern: str = ""
+    sparsity: float | None = None
+    solver: str = "sparsegpt"
+    allocation: str = "uniform"
+    permute: bool = False
     lora: int = 0
     steps: int | None = None
     target: str = ""
@@ -90,6 +102,12 @@ class Settings:
             raise ParedownError(f"lora and steps are for training, and recover is {self.recover!r}: take distill.")
         if self.target and self.target not in TARGETS:
             raise ParedownError(f"There is no target {self.target!r}; choose one of {', '.join(TARGETS)}.")
+        if self.zeroes:
+            self._check_zeros()
+        elif stray := [name for name in _OF_ZEROS if getattr(self, name) != _DEFAULT[name]]:
+            raise ParedownError(f"{stray[0]} is for sparsify, which needs a pattern.")
+        elif self.target == "sparse_cpu":
+            raise ParedownError("sparse_cpu runs what sparsify makes; prune for onnxruntime, openvino or torch.")
         checks = (
             (self.max_drop is None or 0 <= self.max_drop < 1, "max_drop is a share from 0 to below 1, such as 0.01"),
             (self.speedup is None or 1 <= self.speedup < math.inf, "speedup is a factor of 1 or more"),
@@ -114,10 +132,61 @@ class Settings:
             if not fine:
                 raise ParedownError(f"{sentence}.")
 
+    def _check_zeros(self) -> None:
+        pattern = Pattern.parse(self.pattern)
+        own = pattern.sparsity
+        if own is None and self.sparsity is None:
+            raise ParedownError("Say how much is to be zero: --sparsity 0.8.")
+        if own is not None and self.sparsity is not None and abs(own - self.sparsity) > 1e-9:
+            raise ParedownError(f"{pattern} is a sparsity of {own:g}, and {self.sparsity:g} was asked for.")
+        if not 0 < self.share < 1:
+            raise ParedownError("sparsity is a share above 0 and below 1, such as 0.8.")
+        if self.speedup is not None or self.latency_ms is not None:
+            raise ParedownError("Zeros are asked for by a sparsity, not by a speed.")
+        if self.recover not in ("none", *TRAINED):
+            raise ParedownError(f"{self.recover} would fill the zeros: take distill, finetune or none.")
+        if self.lora or self.uniform or self.tokens:
+            raise ParedownError("Zeros go with neither LoRA, nor uniform, nor tokens.")
+        if self.criterion and not self.cuts:
+            raise ParedownError("criterion ranks heads and neurons: say how many of them go first.")
+        if self.allocation not in ALLOCATIONS:
+            raise ParedownError(f"allocation is one of {', '.join(ALLOCATIONS)}.")
+        if own is not None and self.allocation != "uniform":
+            raise ParedownError(f"{pattern} has the same share of zeros everywhere: leave the allocation at uniform.")
+        if self.permute and own is None:
+            raise ParedownError(f"Permuting is for n:m patterns; {pattern} gains nothing by it.")
+        registry.find("sparsity", self.solver)
+
+    @property
+    def zeroes(self) -> bool:
+        """Whether weights are to be zeroed."""
+        return bool(self.pattern)
+
+    @property
+    def share(self) -> float:
+        """Of the weights of the layers, what is to be zero."""
+        own = Pattern.parse(self.pattern).sparsity if self.pattern else None
+        return own if own is not None else self.sparsity or 0.0
+
+    @property
+    def trains(self) -> bool:
+        """Whether the smaller model is trained."""
+        return self.recover in TRAINED and bool(self.minutes or self.steps)
+
+    def cutting_first(self) -> Settings:
+        """What is done before the first zero: the amounts cut at once and re-fitted."""
+        zeros: dict[str, Any] = {name: _DEFAULT[name] for name in _OF_ZEROS}
+        return replace(self, **zeros, rounds=1, recover="reconstruct", minutes=0.0, steps=None, target="")
+
+    @property
+    def cuts(self) -> bool:
+        """Whether units are to go by amounts."""
+        return self.parameters is not None or any(getattr(self, kind) for kind in KINDS)
+
     @property
     def sized(self) -> bool:
-        """Whether it is said how much goes."""
-        return self.parameters is not None or any(getattr(self, kind) for kind in KINDS)
+        """Whether it is said how much goes, of units or to zero."""
+        return self.cuts or self.zeroes
 
     @property
     def shares(self) -> Shares:
@@ -148,13 +217,14 @@ class Settings:
         """The dial, its value, and the largest drop that passes."""
         said = [f"{kind} {getattr(self, kind):g}" for kind in KINDS if getattr(self, kind)]
         said += [] if self.parameters is None else [f"parameters kept {self.parameters:g}"]
+        said += [f"zeros {self.share:g}, {self.pattern}"] if self.zeroes else []
         values = {"speedup": self.speedup, "latency_ms": self.latency_ms, "max_drop": self.gate}
         value = ", ".join(said) if self.dial == "amount" else values[self.dial]
         return {"dial": self.dial, "value": value, "max_drop": self.gate}
 
     def command(self) -> str:
         """The command line that repeats the run."""
-        words = ["paredown", "prune", self.model, "--data", self.data]
+        words = ["paredown", "sparsify" if self.zeroes else "prune", self.model, "--data", self.data]
         words += ["--eval", self.eval] if self.eval else []
         if self.gate is not None:
             words += ["--max-drop", f"{self.gate * 100:g}%"]
@@ -165,7 +235,8 @@ class Settings:
             **{name.replace("_", "-"): column for name, column in self.columns().items()},
             **{kind: _said(getattr(self, kind)) for kind in KINDS},
             "parameters": self.parameters,
-            **({name.replace("_", "-"): getattr(self, name) for name in _OF_AMOUNTS} if self.sized else {}),
+            **({name.replace("_", "-"): getattr(self, name) for name in _OF_AMOUNTS} if self.cuts else {}),
+            **({name: getattr(self, name) for name in (*_OF_ZEROS[:-1], *_HOW)} if self.zeroes else {}),
             **{name.replace("_", "-"): None if getattr(self, name) == 1 else getattr(self, name) for name in _LEAST},
             "lora": self.lora or None,
             "steps": self.steps,
@@ -180,12 +251,15 @@ class Settings:
         }
         for name, value in options.items():
             words += [f"--{name}", f"{value}"] if value not in (None, "") else []
-        return shlex.join(words + (["--uniform"] if self.uniform else []))
+        words += [f"--{name}" for name in ("uniform", "permute") if getattr(self, name)]
+        return shlex.join(words)
 
 
 _GIVEN_WITH_AMOUNTS = ("criterion", "rounds", "recover", "lora", "steps", "minimum_heads", "minimum_neurons")
 _DEFAULT = {field.name: field.default for field in fields(Settings)}
 _OF_AMOUNTS = ("criterion", "depth_criterion", "ranking", "protect", "rounds", "schedule", "recover")
+_OF_ZEROS = ("pattern", "sparsity", "solver", "allocation", "permute")
+_HOW = ("rounds", "schedule", "recover")
 _LEAST = ("minimum_heads", "minimum_neurons")
 
 

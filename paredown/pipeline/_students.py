@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from paredown.pipeline._loaders import load_state, state_of
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, calibration_batches
 from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._teaching import Teaching
 from paredown.pipeline._work import Work
 from paredown.planning import LatencyTable
-from paredown.recovery import distill, reconstruct
+from paredown.recovery import reconstruct
 from paredown.surgery import cut
-from paredown.tasks import Tokens, augment, tokenize
 from paredown.types import Budget, Limits, Plan, Scores
 
 JUDGED_TOKENS = 4_000  # of further texts, on which the scale of each group's scores is measured
@@ -36,9 +35,6 @@ ROUNDS = 4  # of solving again
 CAREFUL = 9  # rounds of timing a plan: it is faster than the dense model, so one round says less
 MOSTLY_KEPT = 0.5  # of the parameters of its layers: a student keeps as many layers as leave it that
 BISECTIONS = 12  # of a time: to within a thousandth of the dense model's
-TRIM_EVERY = 3.0  # seconds of distilling: batches of changing lengths leave the heap full of holes (10 s: 100 MiB more)
-EXTRA_TEXTS = 1.0  # made-up texts per real one to distil on
-TEACHING_SHARE = (0.2, 0.1)  # of the minutes at most for the teacher's outputs on real and on made-up texts, on top
 
 
 @dataclass(frozen=True)
@@ -46,13 +42,14 @@ class Student:
     """A smaller model, how it came about, and what was predicted and measured of its time (in dense = 1)."""
 
     name: str
-    kind: str  # "pruned" | "layer-drop"
+    kind: str  # "pruned" | "layer-drop" | "sparse"
     plan: Plan
     model: Any
     note: str = ""
     predictions: tuple[dict[str, Any], ...] = ()
     recovery: tuple[dict[str, Any], ...] = ()
     rounds: tuple[dict[str, Any], ...] = ()  # of pruning, where there were several: parameters, quality cut, quality
+    zeros: tuple[dict[str, Any], ...] = ()  # of a sparse model: every weight matrix with its share of zeros
 
 
 @dataclass
@@ -70,6 +67,7 @@ class Workshop:
         self.batches = calibration_batches(self.prepared.calibration, most_tokens=SCORED_TOKENS)
         self.table: LatencyTable = self.watch.table(self.progress)
         self.scores = self._scores()
+        self._teaching = Teaching(self.prepared, self.settings, self.work, self.progress)
         give_back_what_is_freed()
 
     def _scores(self) -> Scores:
@@ -232,66 +230,14 @@ class Workshop:
         return Student(name, "pruned", plan, small, **about)
 
     def distilled(self, student: Student, minutes: float) -> Student:
-        """The student after so many minutes of learning the dense model's outputs; goes on where it was stopped."""
-        tokens, wanted, extra, extra_wanted = self.lessons
-        give_back_what_is_freed()
-        name = student.name
-        self.progress.stage(f"Distilling {name}", minutes * 60)
-        spent = 0.0
-
-        def report(at: distill.Progress) -> None:
-            nonlocal spent
-            self.progress.advance(at.seconds - spent, f"divergence {at.distance:.4f}, best {at.best:.4f}")
-            if at.seconds // TRIM_EVERY > spent // TRIM_EVERY:
-                give_back_what_is_freed()
-            spent = at.seconds
-
-        model, history = distill.recover(
-            student.model,
-            layout=self.prepared.anatomy.layout,
-            tokens=tokens,
-            wanted=wanted,
-            extra_tokens=extra,
-            extra_wanted=extra_wanted,
-            minutes=minutes,
-            checkpoint=self.work.path(f"distill-{name}.safetensors"),
-            seed=self.settings.seed,
-            report=report,
-        )
-        give_back_what_is_freed()
-        curve = tuple(
-            {"candidate": name, "step": at.step, "minutes": at.seconds / 60, "distance": at.distance} for at in history
-        )
+        """The student after so many minutes of learning the dense model's outputs."""
+        model, curve = self._teaching.distilled(student.name, student.model, minutes)
         return replace(student, model=model, recovery=student.recovery + curve)
 
-    @cached_property
-    def lessons(self) -> tuple[Tokens, Tensor, Tokens | None, Tensor | None]:
-        """Calibration texts with the teacher's outputs, and made-up texts with its outputs on them."""
-        prepared = self.prepared
-        encoder, tokens = prepared.encoder, prepared.calibration
-        minute = 60 * self.settings.minutes
 
-        def real() -> dict[str, Tensor]:
-            self.progress.stage("Asking the dense model", len(tokens))
-            budget = TEACHING_SHARE[0] * minute
-            return {"wanted": distill.teach(encoder, tokens, seconds=budget, progress=self.progress.advance)}
-
-        wanted = self.work.tensors("taught", real)["wanted"]
-        tokens = replace(tokens, ids=tokens.ids[: len(wanted)])
-        count = int(EXTRA_TEXTS * len(tokens))
-        texts = augment(prepared.task.all_texts(prepared.splits.calibration), count, seed=self.settings.seed)
-        length = int(tokens.lengths.max())
-        extra = tokenize(prepared.loaded.tokenizer, texts, max_length=max(length, 4), input_names=tokens.input_names)
-
-        def made_up() -> dict[str, Tensor]:
-            self.progress.stage("Asking it about made-up texts", len(extra))
-            budget = TEACHING_SHARE[1] * minute
-            return {"wanted": distill.teach(encoder, extra, seconds=budget, progress=self.progress.advance)}
-
-        taught = self.work.tensors("taught-extra", made_up)["wanted"]
-        if not len(taught):
-            return tokens, wanted, None, None
-        return tokens, wanted, Tokens(extra.ids[: len(taught)], extra.pad_id, extra.input_names, 0), taught
+def nonzero(model: Any) -> int:
+    """The parameters that are not zero."""
+    return sum(int(torch.count_nonzero(value)) for value in model.parameters())
 
 
 def spread(total: int, depth: int) -> tuple[int, ...]:

@@ -245,8 +245,8 @@ def _timed(
 def _served(opened: Bundle, name: str, target: str | None = None) -> Alternative:
     """The bundle as it serves, or by its fp32 file for another target."""
     target = target or opened.manifest["target"]
-    if target == "torch":
-        return Alternative(name, _loaders.TORCH, str(opened.folder))
+    if target in ("torch", "sparse_cpu"):
+        return Alternative(name, _loaders.TORCH, str(opened.folder), {"target": target})
     same = target == opened.manifest["target"]
     file = opened.manifest["file"] if same else bundles.SERVING[target, "fp32"]
     return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(opened.folder / file))

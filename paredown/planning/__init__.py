@@ -6,7 +6,7 @@ from paredown import registry
 from paredown.planning._costs import Costs, arithmetic, error_of_width
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
 from paredown.planning._rounds import lifted, relative
-from paredown.planning._shares import RANKINGS, SCHEDULES, Shares, by_shares, collapse_warnings
+from paredown.planning._shares import RANKINGS, SCHEDULES, Shares, by_shares, collapse_warnings, gone_by
 from paredown.types import Anatomy, Budget, Limits, Plan, Scores
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "collapse_warnings",
     "error_of_width",
     "fit_latency",
+    "gone_by",
     "latency_costs",
     "latency_probes",
     "lifted",

@@ -5,6 +5,7 @@ Legend: U units of a group, L layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -54,19 +55,21 @@ class Shares:
         """
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule is {schedule!r}; choose {', '.join(SCHEDULES)}")
-        time = done / rounds
 
         def gone(kind: str) -> int:
             most = self.count(kind, totals[kind])
             share = most / totals[kind] if totals[kind] else 0.0
-            by_then = {
-                "linear": share * time,
-                "cubic": share * (1 - (1 - time) ** 3),
-                "exponential": 1 - max(1 - share, 0.0) ** time,
-            }[schedule]
-            return min(most, round(by_then * totals[kind])) if done < rounds else most
+            return min(most, round(gone_by(share, done / rounds, schedule) * totals[kind])) if done < rounds else most
 
         return Shares(**{kind: gone(kind) for kind in self.named()})
+
+
+def gone_by(share: float, time: float, schedule: str) -> float:
+    """Of the original, what is gone at a `time` from 0 to 1 when `share` is at the end; see `Shares.at`."""
+    left = 1 - time
+    if schedule == "linear":
+        return share * time
+    return share * (1 - left * left * left) if schedule == "cubic" else 1 - math.pow(max(1 - share, 0.0), time)
 
 
 def by_shares(

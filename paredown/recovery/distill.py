@@ -23,6 +23,7 @@ from paredown.calibration import distance, evaluating, tensors
 from paredown.encoder import Encoder, Model, copied
 from paredown.errors import BadData
 from paredown.recovery._checkpoint import Checkpoint, Progress, State
+from paredown.recovery._zeros import Zeros
 from paredown.tasks import Tokens, pad, similar_lengths
 from paredown.types import Array, Layout
 
@@ -96,8 +97,8 @@ def recover(
     `wanted` [N, C] are the teacher's outputs on `tokens`; the texts of `held_out` judge and are not learnt from.
     `extra_*` are further texts to learn from. With `checkpoint`, the state is written there every 30 seconds, on
     Ctrl-C and at the end, and a later call goes on from it. The copy is never worse than `small` on the held-out texts;
-    it shares its embeddings with `small`, and comes back frozen and in eval mode. With no minutes, or nothing to train,
-    it is a plain copy and one check.
+    it shares its embeddings with `small`, keeps the zeros of sparse matrices, and comes back frozen and in eval mode.
+    With no minutes, or nothing to train, it is a plain copy and one check.
 
     Raises BadData without texts, FingerprintMismatch when the checkpoint is of another training, and ParedownError when
     it cannot be read or written.
@@ -119,6 +120,7 @@ def recover(
     targets = targets if extra_wanted is None else torch.cat([targets, extra_wanted])
 
     trained = _trainable(student, layout)
+    zeros = Zeros(trained)
     total = minutes * 60
     if total <= 0 or not trained:
         start = _judge(encoder, judge, judged)
@@ -156,6 +158,7 @@ def recover(
             loss.backward()
             if nn.utils.clip_grad_norm_(trained.values(), 1.0).isfinite():  # else one bad batch would spoil all weights
                 optimizer.step()
+                zeros.keep()
             step += 1
             now = time.monotonic() - begun
             if now >= next_check:

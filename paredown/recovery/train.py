@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paredown.encoder import Model, copied
-from paredown.errors import BadData, FingerprintMismatch, MissingExtra
+from paredown.errors import BadData, FingerprintMismatch, MissingExtra, ParedownError
 from paredown.files import replacing
 from paredown.models import silenced
 from paredown.network import network
 from paredown.recovery import _losses as losses
 from paredown.recovery._trainer import expected_warnings, own_random_state, read_notes, remember
+from paredown.recovery._zeros import Zeros
 from paredown.recovery.distill import Progress, held_out
 from paredown.tasks import Tokens, pad, similar_lengths
 from paredown.tasks.causal_lm import next_tokens
@@ -104,7 +105,8 @@ def recover(
     `labels` [N] a classifier can only be distilled; a language model learns its next tokens. With `folder`, checkpoints
     are written there, and a later call goes on from the last whole one: safetensors for the weights, Trainer's own
     files for the optimizer. Embeddings are frozen: their gradient and their optimizer state would cost more than the
-    layers'. The copy is never worse than `small` on the held-out texts, frozen and in eval mode.
+    layers'. The copy is never worse than `small` on the held-out texts, keeps the zeros of sparse matrices, and comes
+    back frozen and in eval mode.
 
     Raises BadData without texts or labels to learn, FingerprintMismatch when the folder is of another training,
     MissingExtra without accelerate, or peft for LoRA.
@@ -124,6 +126,9 @@ def recover(
     together = _processes()
     with own_random_state(), silenced(), expected_warnings():
         lesson = _Lesson(student, teacher, layout, plan, recipe).to(together.device)
+        zeros = Zeros(dict(student.named_parameters()))
+        if recipe.lora_rank and zeros.held:
+            raise ParedownError("LoRA's matrices would fill the zeros of a sparse model: train it without LoRA.")
         trained = _trainable(lesson, layout, recipe)
         clock = time.perf_counter()
         begun = _judge(lesson, data, held)
@@ -151,7 +156,7 @@ def recover(
             else:
                 if together.is_main_process:
                     remember(place, {**stored, "steps": steps})
-                history += _fit(lesson, data, learnt, held, recipe, steps, place, seed, report, begun)
+                history += _fit(lesson, data, learnt, held, recipe, steps, place, seed, report, begun, zeros)
                 if together.is_main_process:
                     remember(place, {**read_notes(place), "checks": [asdict(one) for one in history[1:]]})
                     with replacing(done) as beside:
@@ -356,6 +361,7 @@ def _fit(
     seed: int,
     report: Callable[[Progress], None] | None,
     start: float,
+    zeros: Zeros,
 ) -> list[Progress]:
     """Trains in place, up to the best state, and gives the checks."""
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -402,6 +408,9 @@ def _fit(
         return float(spent_before + time.monotonic() - begun)
 
     class Watch(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            zeros.keep()
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             latest = checks[-1] if checks else Progress(0.0, 0, start, start)
             if report and state.is_world_process_zero:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from paredown.errors import ParedownError
 from paredown.files import replacing
 from paredown.report import _charts as charts
-from paredown.report import _pareto, words
+from paredown.report import _heat, _pareto, words
 
 Facts = Mapping[str, Any]
 
@@ -79,6 +82,7 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "no_cut": _no_cut(result),
         "kept": _pictures(charts.kept, result),
         "kept_summary": _kept_summary(result),
+        "zeros": _zeros(result),
         "folds": _texts(result.get("folds")),
         "pareto": _pictures(_pareto.pareto, result),
         "unplotted": _pareto.unplotted(result),
@@ -240,6 +244,25 @@ def _kept_summary(result: Facts) -> list[str]:
         total, left = layers * neurons, sum(words.whole(row.get("neurons")) or 0 for row in stays)
         found.append(f"{left:,} of {total:,} FFN neurons ({100 * left / total:.0f} %)")
     return found
+
+
+def _zeros(result: Facts) -> dict[str, Any] | None:
+    """How many weights of each matrix are zero: a sentence and a map, a row per layer."""
+    facts = words.mapping(result.get("zeros"))
+    matrices = words.mappings(facts.get("matrices"))
+    if not matrices:
+        return None
+    rows: dict[str, dict[str, float | None]] = {}
+    for one in matrices:
+        layer, _, part = re.sub(r"^.*?\.(\d+)\.", r"\1 ", str(one["matrix"])).partition(" ")
+        rows.setdefault(layer, {})[part] = words.finite(one["sparsity"])
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    values = [[row.get(part) for part in parts] for row in rows.values()]
+    how = f"{facts.get('pattern')}, by {facts.get('solver')}, {facts.get('allocation')} over the matrices"
+    total, share = words.count(facts.get("weights")), words.percent(round(words.finite(facts["sparsity"]) or 0.0, 3))
+    sentence = f"{share} of {total} weights are zero: {how}. What is not zero is stored and multiplied, nothing else."
+    picture = Markup(_heat.picture("Share of zeros by layer and matrix", [f"L{layer}" for layer in rows], values))
+    return {"sentence": sentence, "columns": ", ".join(parts), "picture": picture}
 
 
 def _numbered(result: Facts) -> list[tuple[int, Facts]]:

@@ -37,6 +37,8 @@ _KIND_NAMES = {
     "layer-drop-int8": "layers dropped, int8",
     "tokens": "tokens dropped while it runs",
     "tokens-int8": "tokens dropped while it runs, int8",
+    "sparse": "with zeros",
+    "sparse-int8": "with zeros, int8",
     "tfidf": "TF-IDF control",
 }
 

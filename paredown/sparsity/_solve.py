@@ -5,7 +5,7 @@ Legend: B texts, T tokens, O outputs, K inputs, N rows of an input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -78,17 +78,25 @@ def solve(
         for name in targets:
             settle(name, None)
         return model
-    with torch.no_grad(), evaluating(model):
+    for name, gram in streamed(student, list(targets), batches):
+        settle(name, gram)
+    return model
+
+
+def streamed(student: Network, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[tuple[str, Tensor]]:
+    """Of the matrices of these names, bottom-up, the gram [K, K] float64 of what enters them: the sum of x x' over the
+    real tokens. Who changes a layer's weights between two of them has the later layers see it.
+    """
+    layout, modules = student.layout, matrices_of(student.model, student.layout)
+    with torch.no_grad(), evaluating(student.model):
         inputs = [tensors(batch, student) for batch in batches]
         streams = [student.embed(*(one[n] for n in student.input_names if n != "attention_mask")) for one in inputs]
         masks = [student.mask(x, one["attention_mask"]) for x, one in zip(streams, inputs, strict=True)]
         for index in range(len(student.layers)):
-            prefix = f"{dense.layout.layers}.{index}."
-            own = {name: part for name, part in targets.items() if name.startswith(prefix)}
-            for name, gram in _grams(student, index, own, streams, masks, inputs).items():
-                settle(name, gram)
+            prefix = f"{layout.layers}.{index}."
+            own = {name: modules[name] for name in names if name.startswith(prefix)}
+            yield from _grams(student, index, own, streams, masks, inputs).items()
             streams = [student.step(index, x, mask) for x, mask in zip(streams, masks, strict=True)]
-    return model
 
 
 def _grams(

@@ -13,7 +13,9 @@ from paredown.anatomy import describe
 from paredown.bundle import Bundle, save
 from paredown.encoder import Encoder
 from paredown.models import LoadedModel, load_model
+from paredown.network import network
 from paredown.quantization import int8
+from paredown.sparsity import Pattern, matrices_of, matrix, solve
 from paredown.surgery import cut, fold
 from paredown.targets import onnxruntime, openvino
 from paredown.tasks import pad, run_batches, tokenize
@@ -45,12 +47,12 @@ def pruned(loaded: LoadedModel) -> tuple[PreTrainedModel, Anatomy, Plan, tuple[s
     return cut(folded, anatomy, plan), anatomy, plan, folds
 
 
-def export(network: Encoder | Packed, work: Path, *, targets: Sequence[str]) -> dict[str, Path]:
+def export(encoder: Encoder | Packed, work: Path, *, targets: Sequence[str]) -> dict[str, Path]:
     """The files that serve on the targets ("int8" is one here), written under `work`, by their names in a bundle."""
     (work / "openvino").mkdir(parents=True, exist_ok=True)
     names = ["report.html", "model.onnx"]
     (work / "report.html").write_text("<!doctype html><title>report</title>\n", encoding="utf-8")
-    onnxruntime.export(network, work / "model.onnx")
+    onnxruntime.export(encoder, work / "model.onnx")
     if "int8" in targets:
         int8.quantize(work / "model.onnx", work / "model-int8.onnx", reduce_range=True)  # the same on every CPU
         names += ["model-int8.onnx"]
@@ -68,22 +70,27 @@ def make(
     exported: Sequence[str] = (),
     target: str = "torch",
     tokens: TokenPolicy | None = None,
+    zeros: float = 0.0,
     work: Path | None = None,
     **changes: Any,
 ) -> Bundle:
     """A bundle at `folder` of a tiny cut model of the family; `exported`: with files for these targets; `tokens`: with
-    this policy, fitted to TEXTS.
+    this policy, fitted to TEXTS; `zeros`: with so many of its layers' weights zero.
     """
     work = work or folder.parent / f"{folder.name}-work"
     loaded = load_model(families.save(families.tiny(family, task, **changes), work / "dense"))
     model, anatomy, plan, folds = pruned(loaded)
+    if zeros:
+        whole = network(model, anatomy.layout)
+        shares = {name: zeros for name, one in matrices_of(model, anatomy.layout).items() if matrix(one).numel()}
+        model = solve(whole, shares, Pattern(), "magnitude", [])
     learnt: dict[str, Tensor] = {}
     files: dict[str, Path] = {}
     if tokens is not None:
         learnt = fit(Encoder(model, anatomy.layout), tokens, [inputs_of(loaded)])
     if exported:
-        whole = Encoder(model, anatomy.layout)
-        files = export(whole if tokens is None else applied(whole, tokens, learnt), work, targets=exported)
+        encoder = Encoder(model, anatomy.layout)
+        files = export(encoder if tokens is None else applied(encoder, tokens, learnt), work, targets=exported)
     report = {"accepted": True, "speedup": {"value": 2.0, "low": 1.9, "high": 2.1}}
     return save(
         folder,

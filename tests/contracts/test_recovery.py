@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from paredown import recovery, registry
+from paredown import recovery, registry, sparsity
 from paredown.anatomy import describe
 from paredown.calibration import divergence
 from paredown.encoder import Encoder, Layer
 from paredown.errors import BadData, ParedownError
 from paredown.network import network
 from paredown.recovery import distill, reconstruct, train
+from paredown.sparsity import Pattern
 from paredown.surgery import cut
 from paredown.tasks import Tokens, length_sorted_batches
 from paredown.types import Anatomy, Plan
@@ -187,3 +188,43 @@ def test_dropout_is_never_applied(method: str) -> None:
 def test_an_unknown_method() -> None:
     with pytest.raises(ParedownError, match="recovery has no 'lora'"):
         recovery.recover(nn.Linear(1, 1), method="lora")
+
+
+@pytest.mark.parametrize("family", ["roberta", "llama", "gpt2"])
+@pytest.mark.parametrize("method", ["distill", "train"])
+def test_what_is_zero_stays_zero_in_training(method: str, family: str) -> None:
+    task = CAUSAL_LM if family != "roberta" else "text-classification"
+    if task == CAUSAL_LM and method in OF_ENCODERS:
+        pytest.skip("of encoders alone")
+    one = case(family, task)
+    layout = one.anatomy.layout
+    names = {
+        name: 0.5 for name, part in sparsity.matrices_of(one.small, layout).items() if sparsity.matrix(part).numel()
+    }
+    sparse = sparsity.solve(network(one.small, layout), names, Pattern(), "magnitude", [])
+    model, _ = HOW[method](replace(one, small=sparse))
+    before, after = (sparsity.matrices_of(m, layout) for m in (sparse, model))
+    for name in names:
+        old, new = sparsity.matrix(before[name]), sparsity.matrix(after[name])
+        assert torch.equal(old == 0, new == 0), name
+    assert any(not torch.equal(sparsity.matrix(before[name]), sparsity.matrix(after[name])) for name in names)
+
+
+def test_lora_does_not_train_a_sparse_model() -> None:
+    one = case("bert", "text-classification")
+    layout = one.anatomy.layout
+    names = {
+        name: 0.5 for name, part in sparsity.matrices_of(one.small, layout).items() if sparsity.matrix(part).numel()
+    }
+    sparse = sparsity.solve(network(one.small, layout), names, Pattern(), "magnitude", [])
+    with pytest.raises(ParedownError, match="fill the zeros"):
+        recovery.recover(
+            sparse,
+            method="train",
+            teacher=one.teacher,
+            layout=layout,
+            plan=one.plan,
+            tokens=one.tokens,
+            recipe=train.recipe(layout, lora_rank=2),
+            steps=2,
+        )

@@ -69,6 +69,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     pipeline, demo = ModuleType("paredown.pipeline"), ModuleType("paredown.demo")
     pipeline.__dict__.update(
         prune=found.verb("prune", as_bundle=True),
+        sparsify=found.verb("sparsify", as_bundle=True),
+        bench_sparse=found.verb("bench_sparse", as_bundle=False),
         validate=found.verb("validate", as_bundle=False),
         bench=found.verb("bench", as_bundle=False),
         fewshot=found.verb("fewshot", as_bundle=False),

@@ -28,6 +28,11 @@ FROZEN = {
     "--heads --queries --neurons --layers --sublayers --parameters --criterion --depth-criterion --ranking --protect "
     "--minimum-heads --minimum-neurons "
     "--rounds --schedule --recover --lora --steps",
+    "sparsify": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length "
+    "--max-drop --sparsity --pattern --solver --allocation --permute --rounds --schedule --recover --steps --minutes "
+    "--confidence --heads --queries --neurons --layers --sublayers --parameters --criterion --target --out --config "
+    "--threads --seed --json",
+    "bench-sparse": "--sizes --sparsity --pattern --tokens --device --rounds --out --threads --seed --json",
     "validate": "--eval --text-column --label-column --pair-column --score-column --max-drop --confidence --reference "
     "--threads --seed --json",
     "bench": "--eval --text-column --target --batch-size --threads --json",
@@ -40,7 +45,8 @@ FROZEN = {
     "--seed --json",
 }
 ARGUMENTS = {"prune": ["model"], "validate": ["bundle"], "bench": ["a", "b"], "inspect": ["bundle"], "demo": []}
-ARGUMENTS |= {verb: ["model"] for verb in ("score", "sensitivity", "compare", "fewshot")}
+ARGUMENTS |= {"bench-sparse": []}
+ARGUMENTS |= {verb: ["model"] for verb in ("sparsify", "score", "sensitivity", "compare", "fewshot")}
 
 # Verbs of two words, likewise.
 TOKENS = "--text-column --max-drop --target --max-length --out --threads --seed --json"
@@ -79,7 +85,7 @@ def test_the_set_of_options_is_frozen() -> None:
     assert {name for p in command().params for name in p.opts} == {"--version"}
 
 
-@pytest.mark.parametrize("verb", ["prune", "validate", "bench"])
+@pytest.mark.parametrize("verb", ["prune", "sparsify", "validate", "bench"])
 def test_options_and_defaults_are_those_of_the_python_verb(verb: str) -> None:
     from paredown import pipeline
 
@@ -93,7 +99,8 @@ def test_options_and_defaults_are_those_of_the_python_verb(verb: str) -> None:
 def test_settings_are_the_fields_that_a_config_may_have() -> None:
     from paredown.pipeline import Settings
 
-    found = {p.name for p in command().commands["prune"].params} - {"config", "json"}
+    verbs = ("prune", "sparsify")
+    found = {p.name for verb in verbs for p in command().commands[verb].params} - {"config", "json"}
     assert found == {each.name for each in dataclasses.fields(Settings)}
 
 
