@@ -8,11 +8,13 @@ Geijn 2008 for the dense case; Wilkinson, Cheshmi and Dehnavi 2023, arXiv:2306.1
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -40,6 +42,7 @@ LEVEL = level()
 LANES = LEVELS[LEVEL]
 ALIGN = 4 * LANES
 
+WAITING = 8  # sums that keep two units of four cycles each busy
 CHAINS = 12  # sums that do not wait for each other: two units of four cycles each want eight
 
 _F32, _I8, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -135,6 +138,8 @@ def products(rows: int, vectors: int, *, indexed: bool) -> Any:
     what it holds.
     """
 
+    chains = max(1, WAITING // (rows * vectors)) if indexed else 1  # sums that entries take turns in
+
     def body(
         code: _Code,
         x: ir.Value,
@@ -154,7 +159,7 @@ def products(rows: int, vectors: int, *, indexed: bool) -> Any:
             [code.plus(b.add(y, b.mul(ystep, code.word(r))), 4 * LANES * v) for v in range(vectors)]
             for r in range(rows)
         ]
-        sums = [[code.variable() for _ in range(vectors)] for _ in range(rows)]
+        sums, *more = [[[code.variable() for _ in range(vectors)] for _ in range(rows)] for _ in range(chains)]
         with b.if_else(b.icmp_signed("==", bias, code.word(0))) as (going_on, anew):
             with going_on:
                 for r in range(rows):
@@ -172,20 +177,36 @@ def products(rows: int, vectors: int, *, indexed: bool) -> Any:
                             row = b.add(add, b.mul(ystep, code.word(r)))
                             for v in range(vectors):
                                 b.store(b.fadd(start[r], code.load(code.plus(row, 4 * LANES * v))), sums[r][v])
-        with cgutils.for_range(b, count) as loop:
-            i = loop.index
+
+        def entry(i: ir.Value, into: list[list[ir.Value]]) -> None:
+            i_x = i
             if indexed:
                 feature = b.load(code.at(b.add(index, b.shl(i, code.word(1))), _I16), align=2)
                 i_x = b.zext(feature, _I64)
-            else:
-                i_x = i
             row = b.add(x, b.mul(i_x, step))
             loaded = [code.load(code.plus(row, 4 * LANES * v)) for v in range(vectors)]
             first = b.add(values, b.mul(i, across))
             for r in range(rows):
                 value = code.spread(code.number(b.add(first, b.mul(down, code.word(r)))))
                 for v in range(vectors):
-                    b.store(code.fma(value, loaded[v], b.load(sums[r][v])), sums[r][v])
+                    b.store(code.fma(value, loaded[v], b.load(into[r][v])), into[r][v])
+
+        together = b.sdiv(count, code.word(chains))
+        if more:
+            for part in more:
+                for r in range(rows):
+                    for v in range(vectors):
+                        b.store(code.full(0.0), part[r][v])
+            with cgutils.for_range(b, together) as loop:
+                for number, part in enumerate((sums, *more)):
+                    entry(b.add(b.mul(loop.index, code.word(chains)), code.word(number)), part)
+            for part in more:
+                for r in range(rows):
+                    for v in range(vectors):
+                        b.store(b.fadd(b.load(sums[r][v]), b.load(part[r][v])), sums[r][v])
+        done = b.mul(together, code.word(chains)) if more else code.word(0)
+        with cgutils.for_range(b, b.sub(count, done)) as loop:
+            entry(b.add(done, loop.index), sums)
         for r in range(rows):
             for v in range(vectors):
                 code.store(b.load(sums[r][v]), places[r][v])
@@ -206,6 +227,19 @@ def _softmax(code: _Code, x: ir.Value, step: ir.Value, count: ir.Value, inverse:
         code.store(value, place)
         b.store(b.fadd(b.load(total), value), total)
     code.store(b.fdiv(code.full(1.0), b.load(total)), inverse)
+
+
+def _moved(
+    code: _Code, x: ir.Value, step: ir.Value, y: ir.Value, ystep: ir.Value, count: ir.Value, fours: ir.Value
+) -> None:
+    """y[i, j] = x[i, j] over i < count features and j < 4 fours tokens, both beginning at multiples of four floats."""
+    b, four = code.b, ir.VectorType(_F32, 4)
+    with cgutils.for_range(b, count) as loop:
+        source, place = b.add(x, b.mul(loop.index, step)), b.add(y, b.mul(loop.index, ystep))
+        with cgutils.for_range(b, fours) as inner:
+            offset = b.mul(inner.index, code.word(16))
+            value = b.load(code.at(b.add(source, offset), four), align=16)
+            b.store(value, code.at(b.add(place, offset), four), align=16)
 
 
 def _scaled(code: _Code, x: ir.Value, step: ir.Value, count: ir.Value, by: ir.Value) -> None:
@@ -244,18 +278,33 @@ def _tanh_like(code: _Code, x: ir.Value) -> ir.Value:
     return b.fdiv(code.full(1.0), b.fadd(code.full(1.0), code.exp(b.fsub(code.full(0.0), x))))
 
 
+ERF_ENDS = 5.5  # where erf(x / sqrt 2) is 1 to 4 in 10^8
+
+
+def _erf_polynomial(degree: int = 15) -> list[float]:
+    """Coefficients, of u = 2 x^2 / ERF_ENDS^2 - 1 from the constant on, of erf(x / sqrt 2) / x for 0 <= x <= ERF_ENDS:
+    its interpolation at the Chebyshev nodes.
+    """
+    u = np.cos(np.pi * (np.arange(200) + 0.5) / 200)
+    x = ERF_ENDS * np.sqrt((u + 1) / 2)
+    values = [math.erf(each / math.sqrt(2)) / each for each in x]
+    series = np.polynomial.chebyshev.chebfit(u, values, degree)
+    return [float(c) for c in np.polynomial.chebyshev.cheb2poly(series)]
+
+
+ERF = _erf_polynomial()
+
+
 def _gelu(code: _Code, x: ir.Value) -> ir.Value:
-    """x (1 + erf(x / sqrt 2)) / 2, erf to 1.5 in 10^7 (Abramowitz and Stegun 1964, 7.1.26)."""
+    """x (1 + erf(x / sqrt 2)) / 2, by a polynomial of `ERF` for erf(x / sqrt 2) / x."""
     b = code.b
-    size = code.call("fabs", b.fmul(x, code.full(0.7071067811865476)))
-    t = b.fdiv(code.full(1.0), code.fma(size, code.full(0.3275911), code.full(1.0)))
-    p = code.full(1.061405429)
-    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        p = code.fma(p, t, code.full(c))
-    tail = b.fmul(b.fmul(p, t), code.exp(b.fsub(code.full(0.0), b.fmul(size, size))))
-    erf = code.call("copysign", b.fsub(code.full(1.0), tail), x)
+    near = code.call("minnum", code.call("maxnum", x, code.full(-ERF_ENDS)), code.full(ERF_ENDS))
+    u = code.fma(b.fmul(near, near), code.full(2 / ERF_ENDS**2), code.full(-1.0))
+    p = code.full(ERF[-1])
+    for c in ERF[-2::-1]:
+        p = code.fma(p, u, code.full(c))
     half = b.fmul(x, code.full(0.5))
-    return code.fma(half, erf, half)
+    return code.fma(half, b.fmul(p, near), half)
 
 
 def _gelu_tanh(code: _Code, x: ir.Value) -> ir.Value:
@@ -300,6 +349,7 @@ def _multiply_adds(code: _Code, x: ir.Value, steps: ir.Value) -> None:
 
 
 multiply_adds = _intrinsic(2, _multiply_adds)
+moved = _intrinsic(6, _moved)
 softmax = _intrinsic(4, _softmax)
 scaled = _intrinsic(4, _scaled)
 normed = _intrinsic(6, _normed)

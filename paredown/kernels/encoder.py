@@ -16,7 +16,7 @@ import numpy as np
 from numba import config, njit, prange, set_num_threads
 
 from paredown.kernels import _simd
-from paredown.kernels._simd import LANES, normed, scaled, softmax
+from paredown.kernels._simd import LANES, moved, normed, scaled, softmax
 from paredown.types import Array
 
 SPARSE, BLOCKS, DENSE = 0, 1, 2  # how a matrix is stored: by rows, by 4 x 1 blocks, whole in groups of 4 rows
@@ -185,11 +185,9 @@ def _attention(qkv, start, count, wanted, head, heads, size, bias, biased, scrat
         i = 0
         while i < many:
             token = start + begin + i
-            p, lane = token // panel, token % panel
-            length = min(many - i, panel - lane)
-            for d in range(size):
-                for t in range(length):
-                    queries[d, i + t] = qkv[p, q0 + d, lane + t]
+            length = min(many - i, panel - token % panel)
+            held = base + (token // panel) * stride + q0 * step + 4 * (token % panel)
+            moved(held, step, qa + 4 * i, row, size, (length + ALIGNED - 1) // ALIGNED)
             i += length
         for d in range(size):
             for t in range(many, vectors * LANES):
@@ -241,11 +239,9 @@ def _attention(qkv, start, count, wanted, head, heads, size, bias, biased, scrat
         i = 0
         while i < many:
             token = start + begin + i
-            p, lane = token // panel, token % panel
-            length = min(many - i, panel - lane)
-            for d in range(size):
-                for t in range(length):
-                    qkv[p, q0 + d, lane + t] = found[d, i + t]
+            length = min(many - i, panel - token % panel)
+            held = base + (token // panel) * stride + q0 * step + 4 * (token % panel)
+            moved(ca + 4 * i, row, held, step, size, (length + ALIGNED - 1) // ALIGNED)
             i += length
 
 
@@ -378,15 +374,22 @@ def packed(stream, starts, counts, x):
                 x[p, f, lane] = stream[b, t, f]
 
 
-@njit(parallel=True, **JIT)
+@njit(parallel=True, fastmath={"reassoc"}, **JIT)
 def pooled(x, starts, counts, first_only, out):
     """`out` [B, D]: the mean of a text's tokens, or its first one as `forward` leaves it."""
     panel = x.shape[2]
     for b in prange(starts.shape[0]):
-        start = b if first_only else starts[b]
-        count = 1 if first_only else counts[b]
-        for f in range(x.shape[1]):
-            total = np.float32(0.0)
-            for t in range(start, start + count):
-                total += x[t // panel, f, t % panel]
-            out[b, f] = total / np.float32(max(1, count))
+        begin = np.int64(b) if first_only else starts[b]
+        end = begin + (1 if first_only else counts[b])
+        out[b] = 0.0
+        share = np.float32(1.0) / np.float32(max(1, end - begin))
+        t = begin
+        while t < end:
+            p, first = t // panel, t % panel
+            last = min(panel, first + end - t)
+            for f in range(x.shape[1]):
+                total = np.float32(0.0)
+                for lane in range(first, last):
+                    total += x[p, f, lane]
+                out[b, f] += total * share
+            t += last - first
