@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 import scoring_cost
+import sparse
 import unpadding
 
 HERE = Path(__file__).parent
@@ -212,6 +213,45 @@ def scoring() -> list[dict[str, Any]]:
     return [{"step": "scoring", "exit_code": 0, **scoring_cost.measure(*_banking77()[:3:2])}]
 
 
+def sparse_products() -> Iterator[dict[str, Any]]:
+    """Where sparsity begins to pay, with the widest vectors of the CPU, and held to AVX2 (torch's MKL too)."""
+    narrow = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    yield {"step": "as it is", **_command("bench-sparse")}
+    with _environment(**narrow, PAREDOWN_SIMD="avx2", ONEDNN_MAX_CPU_ISA="AVX2"):
+        yield {"step": "avx2", **_command("bench-sparse")}
+
+
+def sparse_encoder() -> list[dict[str, Any]]:
+    """A whole MiniLM-L6 at 90 % zeros on every engine; with DeepSparse where DEEPSPARSE_PYTHON names it."""
+    return [{"step": "encoder", "exit_code": 0, **sparse.encoder(str(_minilm()), WORK)}]
+
+
+def sparse_curve() -> Iterator[dict[str, Any]]:
+    """What zeros cost the classifier without training."""
+    for row in sparse.curve(_banking77(), WORK):
+        yield {"step": "at once", "exit_code": 0, **row}
+
+
+def sparse_recovered() -> Iterator[dict[str, Any]]:
+    """What a few minutes of training bring back."""
+    for row in sparse.recovered(_banking77(), WORK):
+        yield {"step": "trained", "exit_code": 0, **row}
+
+
+def sparse_banking77() -> list[dict[str, Any]]:
+    """The public command: 80 % zeros, fifteen minutes."""
+    out = WORK / "sparse-banking77"
+    shutil.rmtree(out, ignore_errors=True)
+    asked = ("--sparsity", "80%", "--minutes", "15", "--max-drop", "1%", "--out", str(out))
+    return [{"step": "sparsify", **_command("sparsify", *_banking77(), *asked)}]
+
+
+def sparse_perplexity() -> list[dict[str, Any]]:
+    """A language model with zeros and no training, by solver."""
+    model, text = _assets() / "models/stories260k", _assets() / "data/tinystories/tinystories_cased_940k.txt"
+    return [{"step": "perplexity", "exit_code": 0, **sparse.perplexity(str(model), text)}]
+
+
 _QUARTER = ("--heads", "25%", "--neurons", "25%")
 OURS = {"neurons,heads": "obs,ablation", "layers": "removal_loss"}  # the defaults of prune
 
@@ -227,6 +267,12 @@ BENCHMARKS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "decoder": decoder,
     "scoring": scoring,
     "fewshot": fewshot,
+    "sparse-products": sparse_products,
+    "sparse-encoder": sparse_encoder,
+    "sparse-curve": sparse_curve,
+    "sparse-recovered": sparse_recovered,
+    "sparse-banking77": sparse_banking77,
+    "sparse-perplexity": sparse_perplexity,
     "tokens": tokens,
     "tokens-half": tokens_half,
     "tokens-scorers": tokens_scorers,
@@ -263,6 +309,20 @@ def _command(*arguments: str) -> dict[str, Any]:
         text = text.replace(path, name)
     plain: dict[str, Any] = json.loads(text)
     return {"exit_code": process.returncode, **plain, "peak_memory_with_timing_mib": peak[0] // 2**20}
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _watch_memory(pid: int, peak: list[int]) -> None:
