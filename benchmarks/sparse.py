@@ -1,4 +1,4 @@
-"""Sparse models: a whole encoder on every engine, what solvers lose at once, and what training in rounds brings back."""
+"""Sparse models: a whole encoder on every engine, what solvers lose at once, and what training brings back."""
 
 from __future__ import annotations
 
