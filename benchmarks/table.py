@@ -237,6 +237,71 @@ def _line(name: str, triple: dict[str, Any], task: str, about: dict[str, Any], f
     ]
 
 
+def sparse_products() -> str:
+    """Times torch's dense product, by matrix, engine and sparsity, with all vectors of the CPU and held to AVX2."""
+    parts = []
+    for record in run_of("sparse-products"):
+        shares = sorted({row["sparsity"] for row in record["rows"]})
+        table = [["matrix", "engine", *(f"{share:.0%}" for share in shares)]]
+        found: dict[tuple[str, str], dict[float, str]] = {}
+        for row in record["rows"]:
+            speed, name = row["speedup"], (f"{row['inputs']} to {row['outputs']}", row["engine"])
+            said = f"{speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}]"
+            if row["engine"] == "torch dense":
+                said = f"{row['gflops']:.0f} GFLOP/s"
+            found.setdefault(name, {})[row["sparsity"]] = said
+        table += [[*name, *(cells[share] for share in shares)] for name, cells in found.items()]
+        about = f"{record['level']} kernels, {record['tokens']} tokens, {record['threads']} threads"
+        parts += [f"{about}, measured peak {record['peak_gflops']:.0f} GFLOP/s:", "", *lines_of(table), ""]
+    return "\n".join(parts).rstrip()
+
+
+def sparse_encoder() -> str:
+    """Milliseconds of a batch by engine, and times dense ONNX Runtime."""
+    record = run_of("sparse-encoder")[-1]
+    shapes = list(dict.fromkeys((row["batch"], row["length"]) for row in record["rows"]))
+    table = [["engine", *(f"{batch} x {length} tokens" for batch, length in shapes)]]
+    found: dict[str, list[str]] = {}
+    for row in record["rows"]:
+        speed = row["speedup"]
+        said = f"{row['milliseconds']:.3g} ms, {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}]"
+        found.setdefault(row["engine"], []).append(said)
+    return "\n".join(lines_of([*table, *([name, *cells] for name, cells in found.items())]))
+
+
+def sparse_accuracy(benchmark: str) -> str:
+    """Accuracy by how the zeros came about and by share."""
+    rows = run_of(benchmark)
+    if not rows:
+        return ""
+    shares = sorted({row["sparsity"] for row in rows})
+    found: dict[str, dict[float, float]] = {}
+    for row in rows:
+        name = f"`{row['solver']}`" + ("" if row["pattern"] == "unstructured" else f", {row['pattern']}")
+        name += "" if row["allocation"] == "uniform" else f", {row['allocation']}"
+        name += ", permuted" if row.get("permute") else ""
+        name += f", {row['rounds']} rounds, {row['schedule']}" if row["rounds"] > 1 else ""
+        name += f", {row['minutes']:g} minutes" if row["minutes"] else ""
+        found.setdefault(name, {})[row["sparsity"]] = row["accuracy"]
+    table = [["zeros", *(f"{share:.0%}" for share in shares)]]
+    table.append(["dense", *[f"{100 * rows[0]['dense']:.2f}"] * len(shares)])
+    for name, cells in found.items():
+        table.append([name, *(f"{100 * cells[share]:.2f}" if share in cells else "" for share in shares)])
+    return "\n".join(lines_of(table))
+
+
+def sparse_perplexity() -> str:
+    """Perplexity by solver and pattern."""
+    record = run_of("sparse-perplexity")[-1]
+    kinds = list(dict.fromkeys((row["pattern"], row["sparsity"]) for row in record["rows"]))
+    table = [["solver", *(name if name != "unstructured" else f"{share:.0%}" for name, share in kinds)]]
+    table.append(["dense", *[f"{record['dense']:.3f}"] * len(kinds)])
+    found: dict[str, list[str]] = {}
+    for row in record["rows"]:
+        found.setdefault(f"`{row['solver']}`", []).append(f"{row['perplexity']:.3f}")
+    return "\n".join(lines_of([*table, *([name, *cells] for name, cells in found.items())]))
+
+
 def _rows(record: dict[str, Any], unit: str) -> dict[tuple[str, float], dict[str, Any]]:
     return {(row["criterion"], row["fraction"]): row for row in record["rows"] if row["unit"] == unit}
 
@@ -255,6 +320,11 @@ PLACES = {  # which table goes where
     "rounds": ("docs/amounts.md", rounds),
     "tokens": ("docs/tokens.md", tokens),
     "searched": ("docs/tokens.md", searched),
+    "sparse-products": ("docs/sparsity.md", sparse_products),
+    "sparse-encoder": ("docs/sparsity.md", sparse_encoder),
+    "sparse-curve": ("docs/sparsity.md", lambda: sparse_accuracy("sparse-curve")),
+    "sparse-recovered": ("docs/sparsity.md", lambda: sparse_accuracy("sparse-recovered")),
+    "sparse-perplexity": ("docs/sparsity.md", sparse_perplexity),
 }
 
 

@@ -4,6 +4,8 @@ Every function here is a numba intrinsic on addresses (int64) of aligned float32
 [features, tokens]: a step is the number of bytes from one feature to the next, and one vector holds LANES tokens of one
 feature. Products accumulate in registers, rows x vectors of them at a time (the register blocking of Goto and van de
 Geijn 2008 for the dense case; Wilkinson, Cheshmi and Dehnavi 2023, arXiv:2306.12410, for the sparse one).
+
+numba keeps compiled kernels by the file that they are in, encoder.py: who changes this one touches that.
 """
 
 from __future__ import annotations

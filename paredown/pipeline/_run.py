@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,13 +32,13 @@ from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
 from paredown.pipeline._policies import policies_for, read_policy, switched_off
-from paredown.pipeline._prepare import Prepared, outputs_of, prepare, run_key
+from paredown.pipeline._prepare import Prepared, calibration_batches, outputs_of, prepare, run_key
 from paredown.pipeline._rounds import Rounds, fitting
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._sparsify import Zeroing
 from paredown.pipeline._students import Student, Workshop
 from paredown.pipeline._work import Work
-from paredown.targets import huggingface
+from paredown.targets import huggingface, sparse_cpu
 from paredown.tokens import Packed
 from paredown.types import Limits, TokenPolicy
 
@@ -73,6 +74,8 @@ def run(settings: Settings, progress: Progress) -> Bundle:
 def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress) -> Bundle:
     for note in prepared.notes:
         progress.say(note)
+    if settings.target == "sparse_cpu":
+        _compile(prepared, settings, progress)
     candidates = dense_candidates(prepared, settings, work, progress)
     engine = registry.find("targets", settings.target).LIMITS
     limits = _joined(huggingface.LIMITS, engine) if settings.uniform else engine
@@ -120,6 +123,17 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     if best is None:
         raise GateFailed(facts["verdict"], result=saved.report())
     return saved
+
+
+def _compile(prepared: Prepared, settings: Settings, progress: Progress) -> None:
+    """The engine's kernels, before anything is timed; those of an earlier run lie on the disk."""
+    progress.stage("Compiling the sparse engine, once on a machine")
+    begun = time.monotonic()
+    runner = sparse_cpu.load_encoder(prepared.encoder, threads=settings.threads or cores())
+    runner.run(next(iter(calibration_batches(prepared.calibration, most_tokens=1))))
+    runner.close()
+    if (taken := time.monotonic() - begun) > 1:
+        progress.say(f"The sparse engine was compiled for this CPU in {taken:.0f} s.")
 
 
 def _check_amounts(settings: Settings, prepared: Prepared) -> None:

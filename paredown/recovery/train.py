@@ -125,8 +125,9 @@ def recover(
     data = _Texts(tokens, labels, layout, recipe.batch_tokens)
     together = _processes()
     with own_random_state(), silenced(), expected_warnings():
+        layers = {name: value for name, value in student.named_parameters() if name.startswith(layout.layers)}
+        zeros = Zeros(layers)  # before LoRA, whose own matrices begin at zero
         lesson = _Lesson(student, teacher, layout, plan, recipe).to(together.device)
-        zeros = Zeros(dict(student.named_parameters()))
         if recipe.lora_rank and zeros.held:
             raise ParedownError("LoRA's matrices would fill the zeros of a sparse model: train it without LoRA.")
         trained = _trainable(lesson, layout, recipe)
