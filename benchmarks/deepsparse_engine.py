@@ -38,6 +38,7 @@ class _DeepSparse:
     def __init__(self, path: str, threads: int):
         command = [os.environ[PYTHON], "-c", SERVER, path, str(threads)]
         environment = {**os.environ, "NM_DISABLE_ANALYTICS": "1"}
+        environment.pop("PYTHONPATH", None)  # with which a worker is led to another environment's packages
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
