@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LIMITS = Limits(multiple_of=4)  # four rows of a dense or blocked matrix are multiplied at once
 WORTH_TRYING = 0.3  # a share of zeros below which no kernel for sparse matrices has won anywhere
+TRIALS = 4  # calls with one thread, and as many with all, before it is settled which are faster
 _LOCK = threading.Lock()  # numba's pool of threads runs one parallel loop at a time
 
 
@@ -73,7 +74,8 @@ class _SparseRunner:
         self._widest, self._middle = (
             max(4, int(outputs[self._weights.layers[:, part]].max())) for part in (kernels.QKV, kernels.UP)
         )
-        self._rooms: dict[tuple[int, int, int], Any] = {}
+        self._rooms: dict[tuple[int, ...], Any] = {}
+        self._tried: dict[tuple[int, int], dict[int, list[float]]] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import torch
@@ -101,21 +103,37 @@ class _SparseRunner:
         starts, total = taken.cumsum() - taken, max(1, int(taken.sum()))
         panel = next((size for size in (16, 32) if total <= size), 64)
         out = np.empty((len(counts), common.width), dtype=np.float32)
+        panels = -(-total // panel)
         with _LOCK:
-            kernels.use_threads(self._threads)
-            room = self._room(-(-total // panel), panel, int(counts.max()))
+            threads, tried = self._awake(panels, panel)
+            begun = time.perf_counter()
+            kernels.use_threads(threads)
+            room = self._room(panels, panel, int(counts.max()), threads)
             kernels.packed(stream, starts, counts, room.x)
             sizes = (common.head_dim, self._activation, common.epsilon, common.first_row)
             kernels.forward(room, self._weights, starts, counts, *sizes, bias)
             kernels.pooled(room.x, starts, counts, common.first_row, out)
+            tried.append(time.perf_counter() - begun)
         return out
 
-    def _room(self, panels: int, panel: int, longest: int) -> Any:
+    def _awake(self, panels: int, panel: int) -> tuple[int, list[float]]:
+        """How many threads to take, and where to note the time: for few tokens waking the others may cost more than
+        they save, so the first calls try both. What comes out is the same.
+        """
+        if panels > self._threads or self._threads == 1:
+            return self._threads, []
+        tried = self._tried.setdefault((panels, panel), {1: [], self._threads: []})
+        least = min(tried, key=lambda threads: len(tried[threads]))
+        if len(tried[least]) < TRIALS:
+            return least, tried[least]
+        return min(tried, key=lambda threads: min(tried[threads])), []
+
+    def _room(self, panels: int, panel: int, longest: int, threads: int) -> Any:
         """Memory for so many panels; that of the last batch is used again where it has the same shape."""
         from paredown.kernels.program import empty
 
-        kernels, width, threads = self._kernels, self._common.width, self._threads
-        key = panels, panel, -(-longest // 64)
+        kernels, width = self._kernels, self._common.width
+        key = panels, panel, -(-longest // 64), threads
         if key not in self._rooms:
             self._rooms.clear()
             self._rooms[key] = kernels.Room(

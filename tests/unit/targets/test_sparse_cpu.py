@@ -11,6 +11,7 @@ import torch
 from paredown.anatomy import describe
 from paredown.encoder import Encoder
 from paredown.errors import ParedownError, UnsupportedModel
+from paredown.kernels import encoder as kernels
 from paredown.kernels.encoder import BLOCKS, DENSE, SPARSE
 from paredown.targets import sparse_cpu
 from tests.contracts.families import VOCABULARY, tiny
@@ -56,6 +57,22 @@ def test_any_batch_is_computed_as_torch_does(family: str, task: str, lengths: tu
 def test_any_storage_on_any_number_of_threads(kind: int, threads: int, zeros: float) -> None:
     encoder = encoder_of("bert", "text-classification", zeros)
     assert gap(encoder, (70, 9, 33), threads, choose=lambda _: kind) < 1e-5
+
+
+def test_few_tokens_take_as_many_threads_as_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, taken = encoder_of("bert", "text-classification", 0.9), []
+    monkeypatch.setattr(
+        kernels, "use_threads", lambda threads, own=kernels.use_threads: (taken.append(threads), own(threads))
+    )
+    runner = sparse_cpu.load_encoder(encoder, threads=2, choose=lambda _: SPARSE)
+    few = [runner.run(batch((9,)))["logits"] for _ in range(2 * sparse_cpu.TRIALS + 3)]
+    assert all(np.array_equal(few[0], one) for one in few)
+    assert sorted(taken[: 2 * sparse_cpu.TRIALS]) == [1] * sparse_cpu.TRIALS + [2] * sparse_cpu.TRIALS
+    assert len(set(taken[2 * sparse_cpu.TRIALS :])) == 1
+    taken.clear()
+    runner.run(batch((200, 9)))
+    assert taken == [2]
+    runner.close()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
