@@ -77,7 +77,8 @@ class Counter:
 class Group:
     """Units that may be dropped one by one.
 
-    `kind` is "head", "neuron" or "layer"; `layer` the dense layer's index (-1 for the group of all layers).
+    `kind` is "head", "neuron", "layer" or "channel"; `layer` the dense layer's index (-1 for the group of all layers,
+    and in a graph). Where a group is not `exact`, norms take their statistics over its units: masking it is no cut.
     Keeping no unit of a head or neuron group drops the whole sub-layer (its bias and its norm stay).
     A "layer" group has no slices: its units are the entries of the module list `blocks`.
     """
@@ -125,13 +126,25 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Size:
+    """An integer in a graph that follows the cut: of operator `node`, at `place` among its arguments.
+
+    It is `fixed`, plus, of every unit kept, the entry of `counts[group]` [U].
+    """
+
+    node: str
+    place: tuple[int, ...]
+    fixed: int
+    counts: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Cuttable:
     """What can be cut from one model. `fingerprint` is the sha256 of the names and shapes of its tensors."""
 
     family: str
     fingerprint: str
     groups: tuple[Group, ...]
-    layout: Layout
 
     def group(self, name: str) -> Group:
         for group in self.groups:
@@ -142,6 +155,33 @@ class Anatomy:
     def identity(self) -> dict[str, tuple[int, ...]]:
         """The keep table that drops nothing."""
         return {group.name: tuple(range(group.units)) for group in self.groups}
+
+
+@dataclass(frozen=True)
+class Anatomy(Cuttable):
+    """Of a transformer: heads, neurons and layers, and where its parts are found."""
+
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class GraphAnatomy(Cuttable):
+    """Of a traced network: groups of coupled channels, the integers in its graph that follow a cut, and what is left
+    whole: the name of a tensor and why, such as {"fc.weight": "the network's answer (output)"}.
+    """
+
+    sizes: tuple[Size, ...] = ()
+    whole: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def kept(self, plan: Plan, tensor: str, axis: int, size: int) -> Array:
+        """The entries of a tensor's axis, of so many, that a plan leaves."""
+        stay = np.ones(size, dtype=bool)
+        for group in self.groups:
+            gone = np.setdiff1d(np.arange(group.units), plan.keep[group.name])
+            for part in group.slices:
+                if (part.tensor, part.axis) == (tensor, axis):
+                    stay[part.positions[gone].ravel()] = False
+        return np.flatnonzero(stay)
 
 
 # ------------------------------------------------------------------------------------- how much it matters, what stays

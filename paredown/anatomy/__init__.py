@@ -5,11 +5,12 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from paredown import registry
+from paredown.anatomy._traced import describe_graph
 from paredown.errors import UnsupportedModel
 from paredown.models import CAUSAL_LM, EMBEDDING, TASKS, fingerprint, task_of_class, unsupported_family
 from paredown.types import Anatomy
 
-__all__ = ["describe", "fingerprint"]
+__all__ = ["describe", "describe_graph", "fingerprint"]
 
 
 def describe(

@@ -17,6 +17,7 @@ from torch import nn
 from paredown import registry
 from paredown.calibration import NEEDS, Batch, Statistics, collect
 from paredown.errors import BadData
+from paredown.importance._channels import score_channels
 from paredown.importance._depth import removal, streams, thinned
 from paredown.importance._evidence import DepthEvidence, Evidence, Streams
 from paredown.importance._heads import attention_patterns, train_gates
@@ -24,7 +25,7 @@ from paredown.importance._measured import ablations, measured
 from paredown.network import Network, network
 from paredown.types import Anatomy, Array, Group, Scores
 
-__all__ = ["DepthEvidence", "Evidence", "Streams", "criteria", "score", "score_each"]
+__all__ = ["DepthEvidence", "Evidence", "Streams", "criteria", "score", "score_channels", "score_each"]
 
 AFFORDED = {"ablations": 0.5, "removals": 0.8}  # passes over the calibration texts that trying may cost, each kind
 EVERY = ("head", "query", "neuron", "layer", "sublayer")  # kind of unit

@@ -24,6 +24,7 @@ class Evidence:
     `paredown.calibration.Statistics`, over `rows` tokens of `texts` texts; the two gradients have the shapes of the
     weights. `attention` [2, U]: of each head, 1 - entropy / log T and the largest probability, means over rows.
     `learned` [U]: a gate on each unit after some steps of training. `ablated` [U]: what the answers lose without it.
+    `scale` [U]: of channels, what the norms behind them multiply with, where there are any.
     """
 
     positions: Array
@@ -42,6 +43,7 @@ class Evidence:
     attention: Array | None = None
     learned: Array | None = None
     ablated: Array | None = None
+    scale: Array | None = None
 
     @property
     def alive(self) -> Array:

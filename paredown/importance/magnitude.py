@@ -5,7 +5,7 @@ import numpy as np
 from paredown.importance._evidence import Evidence
 from paredown.types import Array
 
-UNITS = ("head", "neuron")
+UNITS = ("head", "neuron", "channel")
 NEEDS: tuple[str, ...] = ()
 
 

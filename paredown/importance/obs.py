@@ -20,7 +20,7 @@ from torch import Tensor
 from paredown.importance._evidence import Evidence
 from paredown.types import Array
 
-UNITS = ("head", "neuron")
+UNITS = ("head", "neuron", "channel")
 NEEDS = ("gram", "curvature")
 
 DAMPING = 1e-2  # of the mean diagonal, as in SparseGPT and ZipLM: keeps the inverse stable with few rows

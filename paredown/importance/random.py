@@ -5,7 +5,7 @@ import numpy as np
 from paredown.importance._evidence import DepthEvidence, Evidence
 from paredown.types import Array
 
-UNITS = ("head", "neuron", "layer", "sublayer")
+UNITS = ("head", "neuron", "layer", "sublayer", "channel")
 NEEDS: tuple[str, ...] = ()
 
 

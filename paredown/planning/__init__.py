@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paredown import registry
+from paredown.planning._channels import ChannelCosts, Product, channel_plan
 from paredown.planning._costs import Costs, arithmetic, error_of_width
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
 from paredown.planning._rounds import lifted, relative
@@ -12,12 +13,15 @@ from paredown.types import Anatomy, Budget, Limits, Plan, Scores
 __all__ = [
     "RANKINGS",
     "SCHEDULES",
+    "ChannelCosts",
     "Costs",
     "LatencyTable",
+    "Product",
     "Shares",
     "Widths",
     "arithmetic",
     "by_shares",
+    "channel_plan",
     "collapse_warnings",
     "error_of_width",
     "fit_latency",

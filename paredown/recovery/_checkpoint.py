@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from paredown.errors import FingerprintMismatch, ParedownError
 from paredown.files import replacing
 
+MOMENTS = (("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",))  # of AdamW, of SGD
 SKETCH = 32  # entries of every tensor that tell two students apart
 
 
@@ -97,9 +98,10 @@ class Checkpoint:
         with torch.no_grad():
             for name, value in self.trained.items():
                 value.copy_(stored[f"now.{name}"])
-                moments = {key: stored.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                if all(moment is not None for moment in moments.values()):
-                    self.optimizer.state[value] = moments
+                for keys in MOMENTS:
+                    moments = {key: stored.get(f"{key}.{name}") for key in keys}
+                    if all(moment is not None for moment in moments.values()):
+                        self.optimizer.state[value] = moments
         history = tuple(Progress(**one) for one in json.loads(notes["history"]))
         best = {name: stored[f"best.{name}"] for name in self.trained}
         return State(float(notes["seconds"]), int(notes["step"]), history, best)

@@ -28,28 +28,13 @@ def cut(model: Model, anatomy: Anatomy, plan: Plan) -> Model:
     `FingerprintMismatch` when plan, anatomy and model do not belong together.
     """
     layers = _check(model, anatomy, plan)
-    tensors = dict(model.named_parameters(remove_duplicate=False))
     changed = list(_changed(anatomy, plan, layers))
-    gone: dict[tuple[str, int], list[Tensor]] = {}  # two groups may own the same entries, each in its own way
-    for group, keep in changed:
-        for part in group.slices:
-            gone.setdefault((part.tensor, part.axis), []).append(_entries(part, _others(group, keep)))
-    sliced: dict[str, Tensor] = {}
-    for (name, axis), entries in gone.items():
-        tensor = sliced.get(name, tensors[name].detach())
-        stay = torch.ones(tensor.shape[axis], dtype=torch.bool)
-        stay[torch.cat(entries)] = False
-        sliced[name] = tensor.index_select(axis, stay.nonzero()[:, 0].to(tensor.device))
-    # deepcopy takes what its memo already holds for an object: so the small tensors stand where the large ones stood,
-    # wherever they are referred to, and the large ones are never duplicated
-    memo: dict[int, Any] = {
-        id(tensors[name]): nn.Parameter(tensor, tensors[name].requires_grad) for name, tensor in sliced.items()
-    }
+    memo = sliced(model, changed)
     blocks = blocks_of(model, anatomy.layout)
     memo.update({id(block): nn.Identity() for i, block in enumerate(blocks) if i not in layers})
     small = copy.deepcopy(model, memo)
 
-    for name in sliced:
+    for name in {part.tensor for group, _ in changed for part in group.slices}:
         owner: Any = small.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, nn.Linear):
             owner.out_features, owner.in_features = owner.weight.shape
@@ -73,17 +58,48 @@ def mask(model: Model, anatomy: Anatomy, plan: Plan) -> Model:
     """
     layers = _check(model, anatomy, plan)
     masked = copy.deepcopy(model)
-    tensors = dict(masked.named_parameters(remove_duplicate=False))
-    for group, keep in _changed(anatomy, plan, layers):
-        for part in group.slices:
-            if part.role == "consumer":
-                tensor = tensors[part.tensor].detach()
-                tensor.index_fill_(part.axis, _entries(part, _others(group, keep)).to(tensor.device), 0)
+    zero_consumers(masked, list(_changed(anatomy, plan, layers)))
     blocks = blocks_of(masked, anatomy.layout)
     for i in range(len(blocks)):
         if i not in layers:
             blocks[i] = Skipped(blocks[i])
     return masked
+
+
+def sliced(model: nn.Module, changed: Sequence[tuple[Group, Sequence[int]]]) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` in which the tensors of these groups hold only what is kept.
+
+    deepcopy takes what its memo already holds for an object: so the small tensors stand where the large ones stood,
+    wherever they are referred to, and the large ones are never duplicated.
+    """
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    gone: dict[tuple[str, int], list[Tensor]] = {}  # two groups may own the same entries, each in its own way
+    for group, keep in changed:
+        for part in group.slices:
+            gone.setdefault((part.tensor, part.axis), []).append(_entries(part, _others(group, keep)))
+    small: dict[str, Tensor] = {}
+    for (name, axis), entries in gone.items():
+        tensor = small.get(name, tensors[name].detach())
+        stay = torch.ones(tensor.shape[axis], dtype=torch.bool)
+        stay[torch.cat(entries)] = False
+        small[name] = tensor.index_select(axis, stay.nonzero()[:, 0].to(tensor.device))
+    return {
+        id(tensors[name]): nn.Parameter(tensor, tensors[name].requires_grad)
+        if isinstance(tensors[name], nn.Parameter)
+        else tensor
+        for name, tensor in small.items()
+    }
+
+
+def zero_consumers(model: nn.Module, changed: Sequence[tuple[Group, Sequence[int]]]) -> None:
+    """Zeros, in place, where anything reads the dropped units of these groups."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    for group, keep in changed:
+        for part in group.slices:
+            if part.role == "consumer":
+                tensor = tensors[part.tensor].detach()
+                tensor.index_fill_(part.axis, _entries(part, _others(group, keep)).to(tensor.device), 0)
 
 
 def parameters(model: nn.Module) -> int:
@@ -168,10 +184,10 @@ def _check(model: nn.Module, anatomy: Anatomy, plan: Plan) -> tuple[int, ...]:
             f"the anatomy is of the model {anatomy.fingerprint[:12]}, the model given is {found[:12]}"
         )
     group = _layers_group(anatomy)
-    layers = _units(plan.keep, group)
+    layers = units_of(plan.keep, group)
     for other in anatomy.groups:
         if other.layer in layers:
-            _units(plan.keep, other)
+            units_of(plan.keep, other)
     unknown = set(plan.keep) - {other.name for other in anatomy.groups}
     if unknown:
         raise FingerprintMismatch(
@@ -180,7 +196,7 @@ def _check(model: nn.Module, anatomy: Anatomy, plan: Plan) -> tuple[int, ...]:
     return layers
 
 
-def _units(keep: Mapping[str, tuple[int, ...]], group: Group) -> tuple[int, ...]:
+def units_of(keep: Mapping[str, tuple[int, ...]], group: Group) -> tuple[int, ...]:
     if group.name not in keep:
         raise FingerprintMismatch(f"the plan does not say what is kept of {group.name!r}")
     units = tuple(keep[group.name])

@@ -23,7 +23,8 @@ CRITERIA = registry.available("importance")
 UNITS = {criterion: registry.find("importance", criterion).UNITS for criterion in CRITERIA}
 OF_UNITS = tuple(c for c in CRITERIA if {"head", "neuron"} & set(UNITS[c]))
 OF_DEPTH = tuple(c for c in CRITERIA if {"layer", "sublayer"} & set(UNITS[c]))
-EVERY = pytest.mark.parametrize(("criterion", "family", "task"), [(c, f, t) for c in CRITERIA for f, t in CASES])
+OF_TEXT = tuple(c for c in CRITERIA if set(UNITS[c]) != {"channel"})  # test_channels.py has the others
+EVERY = pytest.mark.parametrize(("criterion", "family", "task"), [(c, f, t) for c in OF_TEXT for f, t in CASES])
 EVERY_OF_UNITS = pytest.mark.parametrize(
     ("criterion", "family", "task"), [(c, f, t) for c in OF_UNITS for f, t in CASES]
 )
@@ -76,8 +77,8 @@ def test_the_first_criteria_are_there() -> None:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_criterion_says_what_it_ranks_and_needs(criterion: str) -> None:
     module = registry.find("importance", criterion)
-    assert set(module.UNITS) <= {"head", "neuron", "layer", "sublayer"} and module.UNITS
-    assert hasattr(module, "score") == bool({"head", "neuron"} & set(module.UNITS))
+    assert set(module.UNITS) <= {"head", "neuron", "layer", "sublayer", "channel"} and module.UNITS
+    assert hasattr(module, "score") == bool({"head", "neuron", "channel"} & set(module.UNITS))
     assert hasattr(module, "score_depth") == bool({"layer", "sublayer"} & set(module.UNITS))
     assert all(criterion in criteria(unit) for unit in module.UNITS)
     assert module.__doc__ and isinstance(module.NEEDS, tuple)

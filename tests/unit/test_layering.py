@@ -16,7 +16,10 @@ import paredown
 HOME = Path(paredown.__file__).parent
 LEVELS = {
     0: ("types", "errors"),
-    1: ("cores", "files", "registry", "calibration", "tasks", "kernels", "encoder", "decoder", "network", "models"),
+    1: (
+        *("cores", "files", "registry", "calibration", "tasks", "kernels", "encoder", "decoder", "network", "models"),
+        *("graph", "layers"),
+    ),
     2: (
         *("anatomy", "importance", "planning", "surgery", "sparsity", "tokens"),
         *("recovery", "quantization", "targets"),

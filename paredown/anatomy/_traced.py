@@ -1,0 +1,92 @@
+"""The anatomy of any network whose graph can be followed: groups of coupled channels.
+
+Legend: U units, S entries of one unit along one axis of one tensor.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from torch import fx
+
+from paredown.anatomy._labels import CONSUMER, PRODUCER, Atoms, Tracing
+from paredown.graph import fingerprint
+from paredown.types import Array, GraphAnatomy, Group, Size, Slice
+
+Key = tuple[str, int]  # a tensor and one of its axes
+
+
+def describe_graph(model: fx.GraphModule) -> GraphAnatomy:
+    """What can be cut from a network traced by `paredown.graph.trace`.
+
+    A unit is a set of channels that can only go together; a group holds those units that own the same number of entries
+    of the same tensors, so the channels that a shortcut adds to, and those that it pads, are two groups.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tracing = Tracing(model.graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    atoms = tracing.atoms
+    whole = {atoms.root(atom): why for atom, why in reversed(atoms.whole.items())}
+    shifting = {atoms.root(atom) for atom in atoms.shifting}
+    entries: dict[int, dict[Key, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for key, axis in atoms.axes.items():
+        for position, atom in enumerate(axis.tolist()):
+            entries[atoms.root(atom)][key].append(position)
+    kinds: dict[tuple[tuple[Key, int], ...], list[int]] = defaultdict(list)
+    for unit, owned in entries.items():
+        roles = {atoms.roles[key] for key in owned}
+        if unit not in whole and roles == {PRODUCER, CONSUMER}:
+            kinds[tuple((key, len(positions)) for key, positions in owned.items())].append(unit)  # in the graph's order
+    groups, place = [], dict[int, tuple[str, int]]()
+    names: set[str] = set()
+    for kind, units in kinds.items():
+        makers = [key[0] for key, _ in kind if atoms.roles[key] == PRODUCER]
+        name = _named(next((maker for maker in makers if tensors[maker].ndim > 1), makers[0]), names)
+        slices = tuple(
+            Slice(key[0], key[1], np.array([entries[unit][key] for unit in units]), atoms.roles[key]) for key, _ in kind
+        )
+        exact = not shifting & set(units)
+        groups.append(Group(name, "channel", len(units), slices, exact=exact, minimum=1))
+        place |= {unit: (name, number) for number, unit in enumerate(units)}
+    return GraphAnatomy(
+        "graph", fingerprint(model), tuple(groups), _sizes(tracing, place, groups), _left_whole(atoms, whole, place)
+    )
+
+
+def _named(tensor: str, names: set[str]) -> str:
+    """A group's name: the first layer that makes its channels, not the norm behind it."""
+    layer = tensor.rpartition(".")[0] or tensor
+    name, number = layer, 1
+    while name in names:
+        number += 1
+        name = f"{layer}:{number}"
+    names.add(name)
+    return name
+
+
+def _sizes(tracing: Tracing, place: dict[int, tuple[str, int]], groups: list[Group]) -> tuple[Size, ...]:
+    units = {group.name: group.units for group in groups}
+    found = []
+    for node, where, counted in tracing.sizes:
+        fixed, counts = 0, dict[str, Array]()
+        for atom in counted.tolist():
+            home = place.get(tracing.atoms.root(atom))
+            if home is None:
+                fixed += 1
+            else:
+                counts.setdefault(home[0], np.zeros(units[home[0]], dtype=np.int64))[home[1]] += 1
+        if counts:
+            found.append(Size(node, where, fixed, counts))
+    return tuple(found)
+
+
+def _left_whole(atoms: Atoms, whole: dict[int, str], place: dict[int, tuple[str, int]]) -> dict[str, str]:
+    """The tensors with outputs that stay, and why."""
+    found = {}
+    for (tensor, axis), of in atoms.axes.items():
+        if atoms.roles[tensor, axis] != PRODUCER or not tensor.endswith("weight"):
+            continue
+        reasons = [whole.get(root, "nothing reads it") for root in map(atoms.root, of.tolist()) if root not in place]
+        if reasons:
+            found[tensor] = reasons[0]
+    return found

@@ -1,0 +1,132 @@
+"""Convolutions and linear layers of a traced network as the matrix products that they are.
+
+Legend: X inputs of an output (channels of a group times the window), D outputs, N rows (pictures times places).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from paredown.graph import operator_of
+from paredown.types import Array
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node whose inputs are multiplied with a weight: a linear one, or a convolution that is not transposed.
+
+    `node` and `x` name the node and what it reads; `weight` and `bias` its tensors, "" where it has none.
+    """
+
+    node: str
+    x: str
+    weight: str
+    bias: str
+    groups: int
+    kind: str
+    args: tuple[Any, ...]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[groups, N, X]: the inputs of every output, of a convolution by im2col."""
+        if self.kind == "linear":
+            return x.flatten(0, -2)[None]
+        size, stride, padding, dilation = self.args
+        if padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
+            x = F.pad(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
+        elif padding != "valid":
+            x = F.pad(x, [side for p in reversed(padding) for side in (p, p)])
+        for axis, (k, s, d) in enumerate(zip(size, stride, dilation, strict=True)):
+            x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+        places = len(size)
+        x = x.reshape(len(x), self.groups, -1, *x.shape[2:])  # [B, groups, C, places..., window...]
+        order = [1, 0, *range(3, 3 + places), 2, *range(3 + places, 3 + 2 * places)]
+        return x.permute(order).flatten(2 + places).flatten(1, 1 + places)
+
+    def columns(self, y: Tensor) -> Tensor:
+        """[groups, N, D]: the outputs, row by row as `rows` has the inputs."""
+        if self.kind == "linear":
+            return y.flatten(0, -2)[None]
+        y = y.reshape(len(y), self.groups, -1, *y.shape[2:])
+        return y.movedim(2, -1).transpose(0, 1).flatten(1, -2)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """[groups, X, D]"""
+        return weight.reshape(self.groups, len(weight) // self.groups, -1).transpose(1, 2)
+
+    def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """The weight again, of a matrix [groups, X, D]."""
+        return matrix.transpose(1, 2).reshape(like.shape).to(like.dtype)
+
+    def inputs_of(self, channels: Array, weight_shape: tuple[int, ...]) -> Array:
+        """[U, S]: the inputs in `rows` of the entries [U, s] along the weight's second axis."""
+        window = int(np.prod(weight_shape[2:]))
+        return (channels[:, :, None] * window + np.arange(window)).reshape(len(channels), -1)
+
+
+def layers_of(model: fx.GraphModule) -> list[Layer]:
+    """In the order in which they run; one with computed weights is none."""
+    found = []
+    for node in model.graph.nodes:
+        kind = operator_of(node) if node.op == "call_function" else ""
+        if kind != "linear" and kind not in CONVOLUTIONS:
+            continue
+        x, weight, bias = (*node.args, None)[:3]
+        if weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
+            continue
+        args: tuple[Any, ...] = ()
+        if kind != "linear":
+            size = tuple(weight.meta["shape"][2:])
+            many = len(size)
+            stride, padding, dilation = (_all(one, many) for one in node.args[3:6])
+            args = (size, stride, padding, dilation)
+        groups = 1 if kind == "linear" else int(node.args[6])
+        name = "" if bias is None else str(bias.target)
+        found.append(Layer(node.name, x.name, str(weight.target), name, groups, kind, args))
+    return found
+
+
+def _all(value: Any, many: int) -> Any:
+    if isinstance(value, str):
+        return value
+    return tuple(value) * many if len(value) == 1 else tuple(value)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """[groups, X + 1, X + 1] float64: the sum of x x' over rows [groups, N, X], the last entry of x being 1."""
+    rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+    return (rows.transpose(1, 2) @ rows).double()
+
+
+def places_of(model: fx.GraphModule) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Of every weight that is multiplied with something: its shape, and at how many places of one picture."""
+    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    for node in model.graph.nodes:
+        kind = operator_of(node) if node.op == "call_function" else ""
+        if kind != "linear" and not kind.startswith("conv"):
+            continue
+        weight = node.args[1]
+        if weight.op != "get_attr":
+            continue
+        output, read = node.meta["shape"], node.args[0].meta["shape"]
+        rows = (
+            int(np.prod(output[1:-1]))
+            if kind == "linear"
+            else int(np.prod((read if "transpose" in kind else output)[2:]))
+        )
+        shape, before = found.get(str(weight.target), (tuple(weight.meta["shape"]), 0))
+        found[str(weight.target)] = shape, before + rows
+    return found
+
+
+def macs(model: fx.GraphModule) -> int:
+    """Multiply-accumulates of one picture, by the shapes that the example gave: convolutions and linear layers."""
+    return sum(int(np.prod(shape)) * places for shape, places in places_of(model).values())

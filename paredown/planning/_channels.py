@@ -1,0 +1,133 @@
+"""Which channels of a traced network stay, so that its arithmetic or its parameters fit a budget.
+
+What a layer costs is the product of the channels it reads and those it makes, so no group has a price of its own: the
+share that goes is found by bisection on the whole network's cost.
+
+Legend: U units of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paredown.errors import ParedownError
+from paredown.planning._costs import best_units, infeasible, most
+from paredown.types import Budget, GraphAnatomy, Limits, Plan, Scores
+
+HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Product:
+    """A layer's weight [O, C, ...]: `places` positions of its output, `shape` that of the weight."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    places: int
+
+
+class ChannelCosts:
+    """Multiply-accumulates of one picture, or parameters, as a function of how many units each group keeps."""
+
+    def __init__(self, anatomy: GraphAnatomy, products: Sequence[Product], metric: str):
+        if metric not in ("macs", "params"):
+            raise ValueError(f"metric is {metric!r}; choose macs or params")
+        self._terms = []
+        owned: dict[tuple[str, int], dict[str, int]] = {}
+        units = {group.name: group.units for group in anatomy.groups}
+        for group in anatomy.groups:
+            for part in group.slices:
+                owned.setdefault((part.tensor, part.axis), {})[group.name] = part.positions.shape[1]
+        for one in products:
+            sides = []
+            for axis in (0, 1):
+                each = owned.get((one.tensor, axis), {})
+                fixed = one.shape[axis] - sum(units[name] * count for name, count in each.items())
+                sides.append((fixed, each))
+            window = int(np.prod(one.shape[2:]))
+            self._terms.append((window * (one.places if metric == "macs" else 1), sides))
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        total = 0.0
+        for weight, sides in self._terms:
+            sizes = [fixed + sum(widths[name] * count for name, count in each.items()) for fixed, each in sides]
+            total += weight * sizes[0] * sizes[1]
+        return total
+
+
+def channel_plan(
+    anatomy: GraphAnatomy,
+    scores: Scores,
+    budget: Budget,
+    products: Sequence[Product],
+    limits: Limits | None = None,
+    *,
+    ranking: str = "global",
+    protect: Sequence[str] = (),
+    shares: Mapping[str, float] | None = None,
+    minimum: float = 0.1,
+    inexact: bool = False,
+) -> Plan:
+    """The plan that keeps `budget.keep` of the network's macs or params.
+
+    With the "global" `ranking` one threshold on the scores parts what goes; with "local" every group loses the same
+    share, its own lowest. `protect` names groups that stay whole, `shares` what others lose, whatever the ranking says.
+    A group keeps a share of `minimum` at least, and a multiple of `limits.multiple_of` units. Groups that are not exact
+    (a norm takes its statistics over them) stay whole unless `inexact`. Raises InfeasibleBudget, ParedownError for a
+    group that does not exist.
+    """
+    limits, shares = limits or Limits(), dict(shares or {})
+    names = {group.name for group in anatomy.groups}
+    for name in (*protect, *shares):
+        if name not in names:
+            raise ParedownError(f"there is no group of channels {name!r}; there are {', '.join(sorted(names))}")
+    if ranking not in ("global", "local"):
+        raise ValueError(f"ranking is {ranking!r}; choose global or local")
+    cost = ChannelCosts(anatomy, products, budget.metric)
+    whole = {group.name: group.units for group in anatomy.groups}
+    free = [g for g in anatomy.groups if g.name not in protect and g.name not in shares and (g.exact or inexact)]
+    fixed = {name: _liked(whole[name] * (1 - share), whole[name], limits, minimum) for name, share in shares.items()}
+    values = np.sort(np.concatenate([scores.values[g.name] for g in free])) if free else np.zeros(0)
+
+    def widths(gone: float) -> dict[str, int]:
+        """Where a share of `gone` of the free units is to go."""
+        found = {**whole, **fixed}
+        for group in free:
+            if ranking == "local":
+                stay = group.units * (1 - gone)
+            else:
+                threshold = values[min(int(gone * len(values)), len(values) - 1)]
+                stay = float((scores.values[group.name] >= threshold).sum())
+            found[group.name] = _liked(stay, group.units, limits, minimum)
+        return found
+
+    allowed = budget.keep * cost(whole)
+    chosen = _bisected(widths, cost, allowed)
+    keep = {name: best_units(scores.values[name], count) for name, count in chosen.items()}
+    return Plan(anatomy.fingerprint, keep, source=f"{scores.criterion}, {ranking}, {budget.metric} {budget.keep:.4g}")
+
+
+def _bisected(
+    widths: Callable[[float], dict[str, int]], cost: Callable[[Mapping[str, int]], float], allowed: float
+) -> dict[str, int]:
+    """The widest that costs no more than is allowed."""
+    if cost(widths(0.0)) <= most(allowed):
+        return widths(0.0)
+    if cost(widths(1.0)) > most(allowed):
+        raise infeasible(allowed, cost(widths(1.0)))
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(widths(middle)) <= most(allowed) else (middle, high)
+    return widths(high)
+
+
+def _liked(stay: float, units: int, limits: Limits, minimum: float) -> int:
+    """The nearest count that the target likes, at least the minimum and one step."""
+    step = limits.multiple_of
+    least = max(1, int(np.ceil(units * minimum)))
+    count = int(step * max(1, round(stay / step)))
+    return min(units, max(count, int(step * np.ceil(least / step))))

@@ -1,0 +1,141 @@
+"""Closed-form recovery of a cut network: every layer re-fitted to what the dense one makes at that place, and batch
+norm's statistics taken anew, in one pass from the input to the answer.
+
+The k-th layer sees what the layers before it make after their own re-fit, so their errors are made up for as far as a
+linear layer can (as in `reconstruct`, after Park et al. 2024, arXiv:2308.03449; re-estimated statistics after Li et al.
+2020, EagleEye, arXiv:2007.02491).
+
+Legend: B pictures, X inputs of a layer (channels of a group times the window), D outputs, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from paredown.calibration import ridge_regression
+from paredown.errors import BadData
+from paredown.graph import copied, operator_of
+from paredown.layers import layers_of
+from paredown.types import GraphAnatomy, Plan
+
+RIDGE = 0.01  # of the mean diagonal, towards the weights before
+
+
+def recover(
+    small: fx.GraphModule,
+    *,
+    teacher: fx.GraphModule,
+    anatomy: GraphAnatomy,
+    plan: Plan,
+    pictures: Sequence[Tensor],
+    weights: bool = True,
+    statistics: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> fx.GraphModule:
+    """A copy of `small`, cut by `plan` out of `teacher`: layers re-fitted (`weights`), batch norm's means and variances
+    those of these pictures (`statistics`).
+
+    `pictures` are batches [B, 3, H, W]. Memory: what both networks hold between layers, for all pictures. `progress` is
+    told of every layer. Raises BadData without pictures.
+    """
+    if not len(pictures):
+        raise BadData("Re-fitting needs calibration pictures, and there are none.")
+    fitted = copied(small)
+    layers = {layer.node: layer for layer in layers_of(fitted)}
+    seen: set[str] = set()
+    with torch.no_grad():
+        ours, theirs = ([_Run(model, x) for x in pictures] for model in (fitted, teacher))
+        for node, dense in zip(fitted.graph.nodes, teacher.graph.nodes, strict=True):
+            for run in theirs:
+                run.step(dense)
+            layer = layers.get(node.name)
+            if layer is not None:
+                if weights and layer.weight not in seen:
+                    seen.add(layer.weight)  # one that is used twice is fitted where it is used first
+                    weight = fitted.get_parameter(layer.weight)
+                    size = teacher.get_parameter(layer.weight).shape[0]
+                    stay = torch.from_numpy(anatomy.kept(plan, layer.weight, 0, size))
+                    _refit(
+                        fitted,
+                        layer,
+                        weight,
+                        [(a.of(node, 0), b.value(dense)) for a, b in zip(ours, theirs, strict=True)],
+                        stay,
+                    )
+                if progress:
+                    progress(1)
+            elif statistics and node.op == "call_function" and operator_of(node) == "batch_norm":
+                _restate(fitted, node, [run.of(node, 0) for run in ours])
+            for run in ours:
+                run.step(node)
+    return fitted
+
+
+class _Run:
+    """A network half-way through one batch."""
+
+    def __init__(self, model: fx.GraphModule, x: Tensor):
+        self._work = fx.Interpreter(model)
+        self._work.args_iter = iter((x.clone(),))
+        self._work.env = {}
+
+    def step(self, node: fx.Node) -> None:
+        self._work.env[node] = self._work.run_node(node)
+        for gone in self._work.user_to_last_uses.get(node, ()):
+            del self._work.env[gone]
+
+    def of(self, node: fx.Node, place: int) -> Tensor:
+        """What a node is about to read."""
+        found: Tensor = self._work.env[node.args[place]]  # type: ignore[index]
+        return found
+
+    def value(self, node: fx.Node) -> Tensor:
+        found: Tensor = self._work.env[node]
+        return found
+
+
+def _refit(
+    model: fx.GraphModule, layer: Any, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], stay: Tensor
+) -> None:
+    """One layer in place, to give the dense one's outputs that `stay`."""
+    start = layer.matrix(weight).double()
+    if not start.shape[1]:
+        return
+    bias = model.get_parameter(layer.bias) if layer.bias else None
+    if bias is not None:
+        start = torch.cat([start, bias.double().reshape(layer.groups, 1, -1)], dim=1)
+    gram = start.new_zeros(len(start), start.shape[1], start.shape[1])
+    cross = torch.zeros_like(start)
+    for x, y in pairs:
+        rows = layer.rows(x)
+        if bias is not None:
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+        wanted = layer.columns(y.index_select(y.ndim - 1 if layer.kind == "linear" else 1, stay))
+        gram += (rows.transpose(1, 2) @ rows).double()
+        cross += (rows.transpose(1, 2) @ wanted).double()
+    solved = torch.stack(
+        [
+            ridge_regression(g, c, s, ridge=RIDGE, biased=bias is not None)
+            for g, c, s in zip(gram, cross, start, strict=True)
+        ]
+    )
+    if bias is not None:
+        bias.copy_(solved[:, -1].reshape(-1))
+        solved = solved[:, :-1]
+    weight.copy_(layer.tensor(solved, weight))
+
+
+def _restate(model: fx.GraphModule, node: fx.Node, inputs: Sequence[Tensor]) -> None:
+    """Batch norm's running mean and variance, in place, over all the inputs [B, C, ...]."""
+    mean, var = (model.get_buffer(str(one.target)) for one in node.args[3:5])  # type: ignore[union-attr]
+    others = [dim for dim in range(inputs[0].ndim) if dim != 1]
+    count = sum(x.numel() / x.shape[1] for x in inputs)
+    total = torch.stack([x.double().sum(others) for x in inputs]).sum(0) / count
+    shape = [-1 if dim == 1 else 1 for dim in range(inputs[0].ndim)]
+    square = torch.stack([(x.double() - total.reshape(shape)).square().sum(others) for x in inputs]).sum(0)
+    mean.copy_(total)
+    var.copy_(square / max(count - 1, 1))

@@ -1,0 +1,130 @@
+"""Closed-form re-fit, batch norm's statistics, and training of cut networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from paredown.anatomy import describe_graph
+from paredown.errors import BadData
+from paredown.graph import copied, trace
+from paredown.recovery import pictures, refit
+from paredown.surgery import cut_graph
+from paredown.tasks.image_classification import ImageData
+from paredown.types import GraphAnatomy, Plan
+from tests.contracts.networks import NETWORKS, example, network
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def halved(name: str, seed: int = 0) -> tuple[fx.GraphModule, fx.GraphModule, GraphAnatomy, Plan, list[Tensor]]:
+    case = NETWORKS[name]
+    model = trace(network(case), example(case))
+    anatomy = describe_graph(model)
+    rng = np.random.default_rng(seed)
+    keep = {g.name: tuple(sorted(rng.permutation(g.units)[: -(-2 * g.units // 3)].tolist())) for g in anatomy.groups}
+    plan = Plan(anatomy.fingerprint, keep)
+    batches = [torch.randn(16, 3, case.size, case.size, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    return model, cut_graph(model, anatomy, plan), anatomy, plan, batches
+
+
+def distance(a: nn.Module, b: nn.Module, batches: list[Tensor]) -> float:
+    with torch.no_grad():
+        return float(torch.stack([F.mse_loss(a(x.clone()), b(x.clone())) for x in batches]).mean())
+
+
+@pytest.mark.parametrize("name", ["vgg", "cifar-resnet20", "mobilenetv2", "densenet", "se-resnet", "resnext", "unet"])
+def test_a_refit_brings_it_nearer(name: str) -> None:
+    model, small, anatomy, plan, batches = halved(name)
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    fitted = refit.recover(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches)
+    assert distance(fitted, model, batches) < 0.7 * distance(small, model, batches)
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["cifar-resnet20", "mobilenetv2", "vgg"])
+def test_nothing_cut_is_left_as_it_is(name: str) -> None:
+    model, _, anatomy, _, batches = halved(name)
+    plan = Plan(anatomy.fingerprint, anatomy.identity())
+    fitted = refit.recover(copied(model), teacher=model, anatomy=anatomy, plan=plan, pictures=batches, statistics=False)
+    assert distance(fitted, model, batches) < 1e-6
+
+
+def test_statistics_are_those_of_the_pictures() -> None:
+    model, small, anatomy, plan, batches = halved("cifar-resnet20")
+    fitted = refit.recover(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches, weights=False)
+    seen = F.conv2d(torch.cat(batches), fitted.get_parameter("conv1.weight"), padding=1)
+    torch.testing.assert_close(fitted.get_buffer("bn1.running_mean"), seen.mean((0, 2, 3)))
+    torch.testing.assert_close(fitted.get_buffer("bn1.running_var"), seen.var((0, 2, 3)))
+    assert torch.equal(fitted.get_parameter("linear.weight"), small.get_parameter("linear.weight"))
+    with pytest.raises(BadData, match="no"):
+        refit.recover(small, teacher=model, anatomy=anatomy, plan=plan, pictures=[])
+
+
+def stripes(count: int) -> ImageData:
+    """Pictures of five kinds that anything convolutional can learn: stripes in one of five directions."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, count)
+    y, x = np.mgrid[:16, :16]
+    angle = (labels * np.pi / 5)[:, None, None]
+    wave = np.sin(x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, 6, (count, 1, 1)))
+    pixels = np.clip(128 + 90 * wave[..., None] + rng.normal(0, 25, (count, 16, 16, 3)), 0, 255)
+    return ImageData(pixels.astype(np.uint8), labels.astype(np.int64))
+
+
+@pytest.mark.parametrize("objective", ["finetune", "distill"])
+def test_training_learns_and_is_never_worse(objective: str, tmp_path: Path) -> None:
+    model, small, *_ = halved("cifar-resnet20")
+    data = stripes(600)
+    trained, history = pictures.recover(
+        small, teacher=model, data=data, mean=MEAN, std=STD, steps=40, objective=objective, mirrored=False
+    )
+    assert history[-1].best <= history[0].distance
+    if objective == "finetune":
+        assert history[-1].best < 0.8 * history[0].distance
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
+    untrained, history = pictures.recover(small, teacher=model, data=data, mean=MEAN, std=STD, minutes=0.0)
+    assert len(history) == 1
+    assert all(
+        torch.equal(a, b) for a, b in zip(small.state_dict().values(), untrained.state_dict().values(), strict=True)
+    )
+    with pytest.raises(ValueError, match="either steps or minutes"):
+        pictures.recover(small, teacher=model, data=data, mean=MEAN, std=STD)
+    with pytest.raises(BadData, match="no pictures"):
+        pictures.recover(small, teacher=model, data=data.take([0]), mean=MEAN, std=STD, minutes=1)
+
+
+def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
+    model, small, *_ = halved("cifar-resnet20")
+    settings = {"teacher": model, "data": stripes(300), "mean": MEAN, "std": STD, "steps": 12}
+    place, steps = tmp_path / "state.safetensors", []
+
+    def stop(progress: pictures.Progress) -> None:
+        steps.append(progress.step)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pictures.recover(small, **settings, checkpoint=place, report=stop)  # type: ignore[arg-type]
+    assert place.is_file()
+    _, history = pictures.recover(small, **settings, checkpoint=place)  # type: ignore[arg-type]
+    assert history[-1].step == 12
+    _, history = pictures.recover(small, **settings, checkpoint=place)  # type: ignore[arg-type]
+    assert history[-1].step == 12
+
+
+def test_shifted_and_mirrored() -> None:
+    x = torch.arange(3 * 16 * 16, dtype=torch.float32).reshape(1, 3, 16, 16) + 1
+    many = pictures.augmented(x.expand(200, -1, -1, -1), torch.Generator().manual_seed(0))
+    straight = pictures.augmented(x.expand(200, -1, -1, -1), torch.Generator().manual_seed(0), mirrored=False)
+    padded = F.pad(x, (2, 2, 2, 2))
+    windows = [padded[0, :, i : i + 16, j : j + 16] for i in range(5) for j in range(5)]
+    assert all(any(torch.equal(one, w) for w in windows) for one in straight)
+    assert all(any(torch.equal(one, w) or torch.equal(one, w.flip(-1)) for w in windows) for one in many)
+    assert len({one.numpy().tobytes() for one in straight}) == 25
+    assert 30 < sum(bool(one[0].diff(dim=1).sum() < 0) for one in many) < 170
