@@ -197,6 +197,13 @@ def run_seeing(
     return cast(Tensor, Seeing(model).run(x))
 
 
+def tensor_of(model: fx.GraphModule, node: Any) -> Tensor:
+    """The parameter or buffer that a node stands for."""
+    name = str(node.target)
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return tensors[name] if name in tensors else model.get_buffer(name)
+
+
 def is_pointwise(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 

@@ -18,10 +18,11 @@ from torch import Tensor, fx
 
 from paredown.calibration import ridge_regression
 from paredown.errors import BadData
-from paredown.graph import copied, operator_of
+from paredown.graph import copied, operator_of, tensor_of
 from paredown.layers import layers_of
 from paredown.types import GraphAnatomy, Plan
 
+STEEPEST = 100.0  # a norm that scales by less than one over this hands nothing on that could be made up for
 RIDGE = 0.01  # of the mean diagonal, towards the weights before
 
 
@@ -59,13 +60,10 @@ def recover(
                     weight = fitted.get_parameter(layer.weight)
                     size = teacher.get_parameter(layer.weight).shape[0]
                     stay = torch.from_numpy(anatomy.kept(plan, layer.weight, 0, size))
-                    _refit(
-                        fitted,
-                        layer,
-                        weight,
-                        [(a.of(node, 0), b.value(dense)) for a, b in zip(ours, theirs, strict=True)],
-                        stay,
-                    )
+                    pairs = [
+                        (a.of(node, 0), _wanted(teacher, dense, a, b, stay)) for a, b in zip(ours, theirs, strict=True)
+                    ]
+                    _refit(fitted, layer, weight, pairs)
                 if progress:
                     progress(1)
             elif statistics and node.op == "call_function" and operator_of(node) == "batch_norm":
@@ -93,15 +91,39 @@ class _Run:
         found: Tensor = self._work.env[node.args[place]]  # type: ignore[index]
         return found
 
+    def has(self, name: str) -> Tensor | None:
+        """The value of the node of that name, if it is there by now."""
+        return next((value for node, value in self._work.env.items() if node.name == name), None)
+
     def value(self, node: fx.Node) -> Tensor:
         found: Tensor = self._work.env[node]
         return found
 
 
+def _wanted(teacher: fx.GraphModule, dense: fx.Node, ours: _Run, theirs: _Run, stay: Tensor) -> Tensor:
+    """What a layer is to make: the dense one's outputs that `stay`, and what the shortcut that is added to them behind
+    their norm lacks by now, as far as it can be asked for in front of the norm.
+    """
+    y = theirs.value(dense)
+    wanted = y.index_select(1 if operator_of(dense) != "linear" else y.ndim - 1, stay)
+    scale, behind = torch.ones(()), dense
+    if len(behind.users) == 1 and operator_of(norm := next(iter(behind.users))) == "batch_norm":
+        gamma, var = (tensor_of(teacher, norm.args[place]) for place in (1, 4))
+        scale, behind = (var + float(norm.args[7])).sqrt() / gamma, norm
+        scale = torch.where(scale.abs() < STEEPEST, scale, 0.0)[stay].reshape(1, -1, *[1] * (y.ndim - 2))
+    if len(behind.users) != 1 or operator_of(joined := next(iter(behind.users))) != "add":
+        return wanted
+    other = next((one for one in joined.all_input_nodes if one is not behind), None)
+    own, full = (None, None) if other is None else (ours.has(other.name), theirs.has(other.name))
+    if own is None or full is None or own.shape != wanted.shape:
+        return wanted
+    return wanted + scale * (full.index_select(1, stay) - own)
+
+
 def _refit(
     model: fx.GraphModule, layer: Any, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], stay: Tensor
 ) -> None:
-    """One layer in place, to give the dense one's outputs that `stay`."""
+    """One layer in place, to make the second of each pair, its outputs, out of the first."""
     start = layer.matrix(weight).double()
     if not start.shape[1]:
         return
@@ -114,7 +136,7 @@ def _refit(
         rows = layer.rows(x)
         if bias is not None:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        wanted = layer.columns(y.index_select(y.ndim - 1 if layer.kind == "linear" else 1, stay))
+        wanted = layer.columns(y)
         gram += (rows.transpose(1, 2) @ rows).double()
         cross += (rows.transpose(1, 2) @ wanted).double()
     solved = torch.stack(

@@ -18,7 +18,7 @@ LEVELS = {
     0: ("types", "errors"),
     1: (
         *("cores", "files", "registry", "calibration", "tasks", "kernels", "encoder", "decoder", "network", "models"),
-        *("graph", "layers"),
+        *("graph", "layers", "networks"),
     ),
     2: (
         *("anatomy", "importance", "planning", "surgery", "sparsity", "tokens"),

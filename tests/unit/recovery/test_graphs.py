@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,33 @@ def test_nothing_cut_is_left_as_it_is(name: str) -> None:
     plan = Plan(anatomy.fingerprint, anatomy.identity())
     fitted = refit.recover(copied(model), teacher=model, anatomy=anatomy, plan=plan, pictures=batches, statistics=False)
     assert distance(fitted, model, batches) < 1e-6
+
+
+class TwoWays(nn.Module):
+    """What the narrow way loses, the wide one beside it can make up for: both are linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.beside = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+        self.norm, self.last = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(F.relu(self.two(self.one(x)) + self.norm(self.beside(x)))).mean((2, 3))
+        return out
+
+
+def test_a_layer_makes_up_for_what_is_added_to_it() -> None:
+    torch.manual_seed(0)
+    net = TwoWays().eval()
+    net.norm.weight.data, net.norm.bias.data = torch.rand(8) + 0.5, torch.randn(8)
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(3)]
+    model = trace(net, batches[0])
+    anatomy = describe_graph(model)
+    plan = Plan(anatomy.fingerprint, {**anatomy.identity(), "one": (3,)})
+    small = cut_graph(model, anatomy, plan)
+    settings: Any = {"teacher": model, "anatomy": anatomy, "plan": plan, "pictures": batches, "statistics": False}
+    fitted = refit.recover(small, **settings)
+    assert distance(fitted, model, batches) < 1e-3 * distance(small, model, batches)
 
 
 def test_statistics_are_those_of_the_pictures() -> None:

@@ -1,0 +1,121 @@
+"""Networks loaded by a function's name, and from folders of transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from paredown.anatomy import describe_graph
+from paredown.errors import UnsupportedModel
+from paredown.graph import trace
+from paredown.networks import load_network
+from paredown.surgery import cut_graph, mask_graph
+from paredown.types import Plan
+
+CODE = """
+from torch import nn
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+def number():
+    return 3
+def broken():
+    raise RuntimeError("no such thing")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_networks.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path
+
+
+def test_a_function_and_its_weights(mine: Path) -> None:
+    found = load_network("my_networks:small", weights=mine / "weights.safetensors")
+    assert not found.module.training and found.mean is None
+    x = torch.randn(2, 3, 8, 8)
+    assert trace(found.module, x)(x).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("my_networks:small", None, "needs its weights"),
+        ("my_networks:small", "weights.pth", "is a pickle"),
+        ("my_networks:small", "nowhere.safetensors", "not a readable safetensors"),
+        ("my_networks:small", "other.safetensors", "lacks '0.weight'"),
+        ("my_networks:small", "wrong.safetensors", "in another shape '0.bias'"),
+        ("my_networks:small", "more.safetensors", "the network has not, 'extra'"),
+        ("my_networks:number", "weights.safetensors", "gives a int"),
+        ("my_networks:broken", "weights.safetensors", "no such thing"),
+        ("my_networks:none", "weights.safetensors", "gives no network"),
+        ("no_such_module:small", "weights.safetensors", "gives no network"),
+        (".", "weights.safetensors", "goes with package.module:factory"),
+        (".", None, "no config.json"),
+    ],
+)
+def test_what_is_no_network_is_said(mine: Path, name: str, weights: str | None, said: str) -> None:
+    state = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)).state_dict()
+    save_file({"3.weight": state["3.weight"]}, mine / "other.safetensors")
+    save_file({**state, "0.bias": torch.zeros(5)}, mine / "wrong.safetensors")
+    save_file({**state, "extra": torch.zeros(5)}, mine / "more.safetensors")
+    with pytest.raises(UnsupportedModel, match=said):
+        load_network(name, weights=None if weights is None else mine / weights)
+
+
+def config_of(kind: str) -> Any:
+    from transformers import ConvNextConfig, MobileNetV2Config, RegNetConfig, ResNetConfig
+
+    return {
+        "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 2], layer_type="basic"),
+        "bottleneck": ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2]),
+        "convnext": ConvNextConfig(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2, layer_scale_init_value=0.5),
+        "mobilenetv2": MobileNetV2Config(depth_multiplier=0.25, min_depth=8),
+        "regnet": RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["resnet", "bottleneck", "convnext", "mobilenetv2", "regnet"])
+def test_a_folder_of_transformers_is_cut_as_it_is_masked(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    torch.manual_seed(0)
+    model = AutoModelForImageClassification.from_config(config_of(kind))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()  # type: ignore[union-attr]
+    model.save_pretrained(tmp_path)
+    told = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "size": {"shortest_edge": 64}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    found = load_network(str(tmp_path))
+    assert (found.mean, found.std, found.size) == ((0.5,) * 3, (0.2,) * 3, (64, 64))
+    assert found.labels == ("LABEL_0", "LABEL_1")
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    traced = trace(found.module.double(), x)
+    torch.testing.assert_close(traced(x), found.module(x))
+    anatomy = describe_graph(traced)
+    exact = [group for group in anatomy.groups if group.exact]
+    assert exact
+    keep = anatomy.identity() | {group.name: tuple(range(0, group.units, 2)) for group in exact}
+    plan = Plan(anatomy.fingerprint, keep)
+    small, masked = cut_graph(traced, anatomy, plan), mask_graph(traced, anatomy, plan)
+    torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-10)
+    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in traced.parameters())
+
+
+def test_a_damaged_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(UnsupportedModel, match=r"no model\.safetensors"):
+        load_network(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UnsupportedModel, match="cannot be loaded"):
+        load_network(str(tmp_path))
