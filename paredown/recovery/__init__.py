@@ -1,6 +1,7 @@
 """GET QUALITY BACK: in closed form (compensate, reconstruct), or by training (distill, train).
 
-`fit_embedder` trains a sentence encoder that nothing was cut from, or only layers.
+`fit_embedder` trains a sentence encoder that nothing was cut from, or only layers. Traced networks have
+`refit_graph` and `train_on_pictures`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from torch import nn
 
 from paredown import registry
 from paredown.recovery._embedder import Course, Lesson, check_installed, fit_embedder
+from paredown.recovery._pictures import train_on_pictures
+from paredown.recovery._refit import refit_graph
 
 Model = TypeVar("Model", bound=nn.Module)
 
-__all__ = ["Course", "Lesson", "check_installed", "fit_embedder", "recover"]
+__all__ = ["Course", "Lesson", "check_installed", "fit_embedder", "recover", "refit_graph", "train_on_pictures"]
 
 
 def recover(small: Model, *, method: str = "reconstruct", **settings: Any) -> Any:

@@ -52,7 +52,7 @@ def test_a_function_and_its_weights(mine: Path) -> None:
         ("my_networks:small", None, "needs its weights"),
         ("my_networks:small", "weights.pth", "is a pickle"),
         ("my_networks:small", "nowhere.safetensors", "not a readable safetensors"),
-        ("my_networks:small", "other.safetensors", "lacks '0.weight'"),
+        ("my_networks:small", "other.safetensors", "lacks '0.bias'"),
         ("my_networks:small", "wrong.safetensors", "in another shape '0.bias'"),
         ("my_networks:small", "more.safetensors", "the network has not, 'extra'"),
         ("my_networks:number", "weights.safetensors", "gives a int"),

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from paredown.anatomy import describe_graph
 from paredown.errors import BadData
 from paredown.graph import copied, trace
-from paredown.recovery import pictures, refit
+from paredown.recovery import _pictures as pictures
+from paredown.recovery import refit_graph, train_on_pictures
 from paredown.surgery import cut_graph
 from paredown.tasks.image_classification import ImageData
 from paredown.types import GraphAnatomy, Plan
@@ -43,7 +44,7 @@ def distance(a: nn.Module, b: nn.Module, batches: list[Tensor]) -> float:
 def test_a_refit_brings_it_nearer(name: str) -> None:
     model, small, anatomy, plan, batches = halved(name)
     before = {key: value.clone() for key, value in small.state_dict().items()}
-    fitted = refit.recover(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches)
+    fitted = refit_graph(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches)
     assert distance(fitted, model, batches) < 0.7 * distance(small, model, batches)
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
 
@@ -52,7 +53,7 @@ def test_a_refit_brings_it_nearer(name: str) -> None:
 def test_nothing_cut_is_left_as_it_is(name: str) -> None:
     model, _, anatomy, _, batches = halved(name)
     plan = Plan(anatomy.fingerprint, anatomy.identity())
-    fitted = refit.recover(copied(model), teacher=model, anatomy=anatomy, plan=plan, pictures=batches, statistics=False)
+    fitted = refit_graph(copied(model), teacher=model, anatomy=anatomy, plan=plan, pictures=batches, statistics=False)
     assert distance(fitted, model, batches) < 1e-6
 
 
@@ -79,19 +80,19 @@ def test_a_layer_makes_up_for_what_is_added_to_it() -> None:
     plan = Plan(anatomy.fingerprint, {**anatomy.identity(), "one": (3,)})
     small = cut_graph(model, anatomy, plan)
     settings: Any = {"teacher": model, "anatomy": anatomy, "plan": plan, "pictures": batches, "statistics": False}
-    fitted = refit.recover(small, **settings)
+    fitted = refit_graph(small, **settings)
     assert distance(fitted, model, batches) < 1e-3 * distance(small, model, batches)
 
 
 def test_statistics_are_those_of_the_pictures() -> None:
     model, small, anatomy, plan, batches = halved("cifar-resnet20")
-    fitted = refit.recover(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches, weights=False)
+    fitted = refit_graph(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches, weights=False)
     seen = F.conv2d(torch.cat(batches), fitted.get_parameter("conv1.weight"), padding=1)
     torch.testing.assert_close(fitted.get_buffer("bn1.running_mean"), seen.mean((0, 2, 3)))
     torch.testing.assert_close(fitted.get_buffer("bn1.running_var"), seen.var((0, 2, 3)))
     assert torch.equal(fitted.get_parameter("linear.weight"), small.get_parameter("linear.weight"))
     with pytest.raises(BadData, match="no"):
-        refit.recover(small, teacher=model, anatomy=anatomy, plan=plan, pictures=[])
+        refit_graph(small, teacher=model, anatomy=anatomy, plan=plan, pictures=[])
 
 
 def stripes(count: int) -> ImageData:
@@ -109,22 +110,22 @@ def stripes(count: int) -> ImageData:
 def test_training_learns_and_is_never_worse(objective: str, tmp_path: Path) -> None:
     model, small, *_ = halved("cifar-resnet20")
     data = stripes(600)
-    trained, history = pictures.recover(
+    trained, history = train_on_pictures(
         small, teacher=model, data=data, mean=MEAN, std=STD, steps=40, objective=objective, mirrored=False
     )
     assert history[-1].best <= history[0].distance
     if objective == "finetune":
         assert history[-1].best < 0.8 * history[0].distance
     assert not any(parameter.requires_grad for parameter in trained.parameters())
-    untrained, history = pictures.recover(small, teacher=model, data=data, mean=MEAN, std=STD, minutes=0.0)
+    untrained, history = train_on_pictures(small, teacher=model, data=data, mean=MEAN, std=STD, minutes=0.0)
     assert len(history) == 1
     assert all(
         torch.equal(a, b) for a, b in zip(small.state_dict().values(), untrained.state_dict().values(), strict=True)
     )
     with pytest.raises(ValueError, match="either steps or minutes"):
-        pictures.recover(small, teacher=model, data=data, mean=MEAN, std=STD)
+        train_on_pictures(small, teacher=model, data=data, mean=MEAN, std=STD)
     with pytest.raises(BadData, match="no pictures"):
-        pictures.recover(small, teacher=model, data=data.take([0]), mean=MEAN, std=STD, minutes=1)
+        train_on_pictures(small, teacher=model, data=data.take([0]), mean=MEAN, std=STD, minutes=1)
 
 
 def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
@@ -138,11 +139,11 @@ def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pictures.recover(small, **settings, checkpoint=place, report=stop)  # type: ignore[arg-type]
+        train_on_pictures(small, **settings, checkpoint=place, report=stop)  # type: ignore[arg-type]
     assert place.is_file()
-    _, history = pictures.recover(small, **settings, checkpoint=place)  # type: ignore[arg-type]
+    _, history = train_on_pictures(small, **settings, checkpoint=place)  # type: ignore[arg-type]
     assert history[-1].step == 12
-    _, history = pictures.recover(small, **settings, checkpoint=place)  # type: ignore[arg-type]
+    _, history = train_on_pictures(small, **settings, checkpoint=place)  # type: ignore[arg-type]
     assert history[-1].step == 12
 
 

@@ -19,14 +19,14 @@ from torch import Tensor, fx
 from paredown.calibration import ridge_regression
 from paredown.errors import BadData
 from paredown.graph import copied, operator_of, tensor_of
-from paredown.layers import layers_of
+from paredown.layers import Layer, layers_of
 from paredown.types import GraphAnatomy, Plan
 
 STEEPEST = 100.0  # a norm that scales by less than one over this hands nothing on that could be made up for
 RIDGE = 0.01  # of the mean diagonal, towards the weights before
 
 
-def recover(
+def refit_graph(
     small: fx.GraphModule,
     *,
     teacher: fx.GraphModule,
@@ -109,7 +109,8 @@ def _wanted(teacher: fx.GraphModule, dense: fx.Node, ours: _Run, theirs: _Run, s
     scale, behind = torch.ones(()), dense
     if len(behind.users) == 1 and operator_of(norm := next(iter(behind.users))) == "batch_norm":
         gamma, var = (tensor_of(teacher, norm.args[place]) for place in (1, 4))
-        scale, behind = (var + float(norm.args[7])).sqrt() / gamma, norm
+        epsilon: Any = norm.args[7]
+        scale, behind = (var + epsilon).sqrt() / gamma, norm
         scale = torch.where(scale.abs() < STEEPEST, scale, 0.0)[stay].reshape(1, -1, *[1] * (y.ndim - 2))
     if len(behind.users) != 1 or operator_of(joined := next(iter(behind.users))) != "add":
         return wanted
@@ -120,9 +121,7 @@ def _wanted(teacher: fx.GraphModule, dense: fx.Node, ours: _Run, theirs: _Run, s
     return wanted + scale * (full.index_select(1, stay) - own)
 
 
-def _refit(
-    model: fx.GraphModule, layer: Any, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], stay: Tensor
-) -> None:
+def _refit(model: fx.GraphModule, layer: Layer, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """One layer in place, to make the second of each pair, its outputs, out of the first."""
     start = layer.matrix(weight).double()
     if not start.shape[1]:

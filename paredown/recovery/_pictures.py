@@ -34,7 +34,7 @@ HELD = 1000  # pictures at most, a tenth of all, that judge and are not learnt f
 CHECKPOINT_SECONDS = 30.0
 
 
-def recover(
+def train_on_pictures(
     small: fx.GraphModule,
     *,
     teacher: fx.GraphModule,
