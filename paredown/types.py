@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+BRANCHES = "branches"  # the group whose units are a graph's residual branches
 
 
 def canonical_json(value: object) -> str:
@@ -77,10 +78,11 @@ class Counter:
 class Group:
     """Units that may be dropped one by one.
 
-    `kind` is "head", "neuron", "layer" or "channel"; `layer` the dense layer's index (-1 for the group of all layers,
-    and in a graph). Where a group is not `exact`, norms take their statistics over its units: masking it is no cut.
-    Keeping no unit of a head or neuron group drops the whole sub-layer (its bias and its norm stay).
-    A "layer" group has no slices: its units are the entries of the module list `blocks`.
+    `kind` is "head", "neuron", "layer", "channel" or "branch"; `layer` the dense layer's index (-1 for the group of all
+    layers, and in a graph). Where a group is not `exact`, norms take their statistics over its units: masking it is no
+    cut. Keeping no unit of a head or neuron group drops the whole sub-layer (its bias and its norm stay).
+    A "layer" group has no slices: its units are the entries of the module list `blocks`. Nor has a "branch" group: its
+    units are the `branches` of a graph.
     """
 
     name: str
@@ -165,18 +167,47 @@ class Anatomy(Cuttable):
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A part of a graph whose result is added to a shortcut, and which may go as a whole: the shortcut then stands alone.
+
+    `join` is the node that adds, `end` the one whose value goes; `nodes` are all that work for it and nothing else,
+    `weights` the names of the weights that they multiply with, `groups` the groups of channels that lie inside.
+    """
+
+    name: str
+    join: str
+    end: str
+    nodes: tuple[str, ...]
+    weights: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class GraphAnatomy(Cuttable):
     """Of a traced network: groups of coupled channels, the integers in its graph that follow a cut, and what is left
     whole: the name of a tensor and why, such as {"fc.weight": "the network's answer (output)"}.
+
+    Where there are `branches`, a group named "branches" has them as its units.
     """
 
     sizes: tuple[Size, ...] = ()
     whole: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Group, ...]:
+        """The groups of channels."""
+        return tuple(group for group in self.groups if group.kind == "channel")
+
+    def gone(self, plan: Plan) -> tuple[Branch, ...]:
+        """The branches that a plan drops; none where it does not speak of them."""
+        stay = plan.keep.get(BRANCHES, range(len(self.branches)))
+        return tuple(branch for number, branch in enumerate(self.branches) if number not in stay)
 
     def kept(self, plan: Plan, tensor: str, axis: int, size: int) -> Array:
         """The entries of a tensor's axis, of so many, that a plan leaves."""
         stay = np.ones(size, dtype=bool)
-        for group in self.groups:
+        for group in self.channels:
             gone = np.setdiff1d(np.arange(group.units), plan.keep[group.name])
             for part in group.slices:
                 if (part.tensor, part.axis) == (tensor, axis):

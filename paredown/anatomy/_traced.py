@@ -11,8 +11,8 @@ import numpy as np
 from torch import fx
 
 from paredown.anatomy._labels import CONSUMER, PRODUCER, Atoms, Tracing
-from paredown.graph import fingerprint
-from paredown.types import Array, GraphAnatomy, Group, Size, Slice
+from paredown.graph import fingerprint, operator_of
+from paredown.types import BRANCHES, Array, Branch, GraphAnatomy, Group, Size, Slice
 
 Key = tuple[str, int]  # a tensor and one of its axes
 
@@ -21,7 +21,8 @@ def describe_graph(model: fx.GraphModule) -> GraphAnatomy:
     """What can be cut from a network traced by `paredown.graph.trace`.
 
     A unit is a set of channels that can only go together; a group holds those units that own the same number of entries
-    of the same tensors, so the channels that a shortcut adds to, and those that it pads, are two groups.
+    of the same tensors, so the channels that a shortcut adds to, and those that it pads, are two groups. Residual
+    branches are units of a group of their own.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     tracing = Tracing(model.graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -48,9 +49,56 @@ def describe_graph(model: fx.GraphModule) -> GraphAnatomy:
         exact = not shifting & set(units)
         groups.append(Group(name, "channel", len(units), slices, exact=exact, minimum=1))
         place |= {unit: (name, number) for number, unit in enumerate(units)}
+    branches = _branches(model.graph, groups)
+    whole_group = [Group(BRANCHES, "branch", len(branches))] if branches else []
     return GraphAnatomy(
-        "graph", fingerprint(model), tuple(groups), _sizes(tracing, place, groups), _left_whole(atoms, whole, place)
+        "graph",
+        fingerprint(model),
+        (*groups, *whole_group),
+        _sizes(tracing, place, groups),
+        _left_whole(atoms, whole, place),
+        branches,
     )
+
+
+def _branches(graph: fx.Graph, groups: list[Group]) -> tuple[Branch, ...]:
+    """Every addend with a layer in it whose work nobody else reads; of two such addends the one with more layers."""
+    above: dict[fx.Node, set[fx.Node]] = {}
+    found: list[Branch] = []
+    names: set[str] = set()
+    multiplied = {_weight(node) for node in graph.nodes}
+    for node in graph.nodes:
+        read = node.all_input_nodes
+        above[node] = {node}.union(*(above[one] for one in read))
+        if node.op != "call_function" or operator_of(node) != "add" or len(read) != 2:
+            continue
+        if read[0].meta["shape"] != read[1].meta["shape"] or node.kwargs.get("alpha", 1) != 1:
+            continue
+        alone = [_alone(above[one] - above[other], node) for one, other in (read, reversed(read))]
+        layers = [[one for one in part if _weight(one)] for part in alone]
+        end = int(len(layers[1]) > len(layers[0]))
+        if not layers[end]:
+            continue
+        nodes = tuple(one.name for one in graph.nodes if one in alone[end])
+        weights = tuple(_weight(one) for one in layers[end])
+        held = tuple(g.name for g in groups if {part.tensor for part in g.slices} & multiplied <= {*weights})
+        found.append(Branch(_named(weights[0], names), node.name, read[end].name, nodes, weights, held))
+    return tuple(found)
+
+
+def _alone(part: set[fx.Node], join: fx.Node) -> list[fx.Node]:
+    """The operators of one addend in the graph's order; none where something else reads what they make."""
+    work = [node for node in join.graph.nodes if node in part and node.op == "call_function"]
+    return work if all(user in part or user is join for node in work for user in node.users) else []
+
+
+def _weight(node: fx.Node) -> str:
+    """The name of the weight that a node multiplies with; empty for another node."""
+    kind = operator_of(node) if node.op == "call_function" else ""
+    if kind != "linear" and not kind.startswith("conv"):
+        return ""
+    weight = node.args[1]
+    return str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
 
 
 def _named(tensor: str, names: set[str]) -> str:

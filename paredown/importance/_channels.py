@@ -59,7 +59,7 @@ def score_channels(
         raise BadData(f"The criterion {criterion!r} needs calibration pictures, and there are none.")
     seen = _look(model, anatomy, module.NEEDS, pictures, labels, seed) if module.NEEDS else _Seen(model, anatomy)
     values = {}
-    for group in anatomy.groups:
+    for group in anatomy.channels:
         if "gram" in module.NEEDS:
             found = sum(module.score(one) for one in seen.by_reader(group))
             found = np.zeros(group.units) if isinstance(found, int) else found
@@ -177,7 +177,7 @@ def _look(
     for layer in layers_of(model):
         by_weight[layer.weight].append(layer)
     at: dict[str, list[tuple[str, _Reader]]] = defaultdict(list)
-    for group in anatomy.groups:
+    for group in anatomy.channels:
         mine = seen.readers.setdefault(group.name, [])
         for part in group.slices:
             for layer in by_weight.get(part.tensor, ()) if part.role == "consumer" else ():

@@ -37,8 +37,8 @@ class ChannelCosts:
             raise ValueError(f"metric is {metric!r}; choose macs or params")
         self._terms = []
         owned: dict[tuple[str, int], dict[str, int]] = {}
-        units = {group.name: group.units for group in anatomy.groups}
-        for group in anatomy.groups:
+        units = {group.name: group.units for group in anatomy.channels}
+        for group in anatomy.channels:
             for part in group.slices:
                 owned.setdefault((part.tensor, part.axis), {})[group.name] = part.positions.shape[1]
         for one in products:
@@ -80,15 +80,15 @@ def channel_plan(
     group that does not exist.
     """
     limits, shares = limits or Limits(), dict(shares or {})
-    names = {group.name for group in anatomy.groups}
+    names = {group.name for group in anatomy.channels}
     for name in (*protect, *shares):
         if name not in names:
             raise ParedownError(f"there is no group of channels {name!r}; there are {', '.join(sorted(names))}")
     if ranking not in ("global", "local"):
         raise ValueError(f"ranking is {ranking!r}; choose global or local")
     cost = ChannelCosts(anatomy, products, budget.metric)
-    whole = {group.name: group.units for group in anatomy.groups}
-    free = [g for g in anatomy.groups if g.name not in protect and g.name not in shares and (g.exact or inexact)]
+    whole = {group.name: group.units for group in anatomy.channels}
+    free = [g for g in anatomy.channels if g.name not in protect and g.name not in shares and (g.exact or inexact)]
     fixed = {name: _liked(whole[name] * (1 - share), whole[name], limits, minimum) for name, share in shares.items()}
     values = np.sort(np.concatenate([scores.values[g.name] for g in free])) if free else np.zeros(0)
 
@@ -107,7 +107,11 @@ def channel_plan(
     allowed = budget.keep * cost(whole)
     chosen = _bisected(widths, cost, allowed)
     keep = {name: best_units(scores.values[name], count) for name, count in chosen.items()}
-    return Plan(anatomy.fingerprint, keep, source=f"{scores.criterion}, {ranking}, {budget.metric} {budget.keep:.4g}")
+    return Plan(
+        anatomy.fingerprint,
+        {**anatomy.identity(), **keep},
+        source=f"{scores.criterion}, {ranking}, {budget.metric} {budget.keep:.4g}",
+    )
 
 
 def _bisected(

@@ -50,9 +50,13 @@ def refit_graph(
     seen: set[str] = set()
     with torch.no_grad():
         ours, theirs = ([_Run(model, x) for x in pictures] for model in (fitted, teacher))
-        for node, dense in zip(fitted.graph.nodes, teacher.graph.nodes, strict=True):
+        own = {node.name: node for node in fitted.graph.nodes}
+        for dense in teacher.graph.nodes:
             for run in theirs:
                 run.step(dense)
+            node = own.get(dense.name)
+            if node is None:  # of a branch that is gone
+                continue
             layer = layers.get(node.name)
             if layer is not None:
                 if weights and layer.weight not in seen:
@@ -61,7 +65,8 @@ def refit_graph(
                     size = teacher.get_parameter(layer.weight).shape[0]
                     stay = torch.from_numpy(anatomy.kept(plan, layer.weight, 0, size))
                     pairs = [
-                        (a.of(node, 0), _wanted(teacher, dense, a, b, stay)) for a, b in zip(ours, theirs, strict=True)
+                        (a.of(node, 0), _wanted(teacher, (node, a), (dense, b), stay))
+                        for a, b in zip(ours, theirs, strict=True)
                     ]
                     _refit(fitted, layer, weight, pairs)
                 if progress:
@@ -91,34 +96,48 @@ class _Run:
         found: Tensor = self._work.env[node.args[place]]  # type: ignore[index]
         return found
 
-    def has(self, name: str) -> Tensor | None:
-        """The value of the node of that name, if it is there by now."""
-        return next((value for node, value in self._work.env.items() if node.name == name), None)
+    def get(self, node: fx.Node) -> Tensor | None:
+        """A node's value, if it is there by now."""
+        return self._work.env.get(node)
 
     def value(self, node: fx.Node) -> Tensor:
         found: Tensor = self._work.env[node]
         return found
 
 
-def _wanted(teacher: fx.GraphModule, dense: fx.Node, ours: _Run, theirs: _Run, stay: Tensor) -> Tensor:
+def _wanted(teacher: fx.GraphModule, ours: tuple[fx.Node, _Run], theirs: tuple[fx.Node, _Run], stay: Tensor) -> Tensor:
     """What a layer is to make: the dense one's outputs that `stay`, and what the shortcut that is added to them behind
-    their norm lacks by now, as far as it can be asked for in front of the norm.
+    their norm lacks by now, as far as it can be asked for in front of the norm. Both are nodes of the same name.
     """
-    y = theirs.value(dense)
+    dense = theirs[0]
+    y = theirs[1].value(dense)
     wanted = y.index_select(1 if operator_of(dense) != "linear" else y.ndim - 1, stay)
-    scale, behind = torch.ones(()), dense
-    if len(behind.users) == 1 and operator_of(norm := next(iter(behind.users))) == "batch_norm":
+    scale = torch.ones(())
+    behind, norm = _behind(dense)
+    if norm is not None:
         gamma, var = (tensor_of(teacher, norm.args[place]) for place in (1, 4))
         epsilon: Any = norm.args[7]
-        scale, behind = (var + epsilon).sqrt() / gamma, norm
+        scale = (var + epsilon).sqrt() / gamma
         scale = torch.where(scale.abs() < STEEPEST, scale, 0.0)[stay].reshape(1, -1, *[1] * (y.ndim - 2))
-    if len(behind.users) != 1 or operator_of(joined := next(iter(behind.users))) != "add":
+    other, full = (_added_to(start) for start in (_behind(ours[0])[0], behind))
+    own, whole = (None if one is None else run.get(one) for one, (_, run) in ((other, ours), (full, theirs)))
+    if own is None or whole is None or own.shape != wanted.shape:
         return wanted
-    other = next((one for one in joined.all_input_nodes if one is not behind), None)
-    own, full = (None, None) if other is None else (ours.has(other.name), theirs.has(other.name))
-    if own is None or full is None or own.shape != wanted.shape:
-        return wanted
-    return wanted + scale * (full.index_select(1, stay) - own)
+    return wanted + scale * (whole.index_select(1, stay) - own)
+
+
+def _behind(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """The last node of a layer with the batch norm behind it, and that norm, if there is one."""
+    after = next(iter(node.users)) if len(node.users) == 1 else None
+    return (node, None) if after is None or operator_of(after) != "batch_norm" else (after, after)
+
+
+def _added_to(node: fx.Node) -> fx.Node | None:
+    """What a node's value is added to, where that is all that happens to it."""
+    joined = next(iter(node.users)) if len(node.users) == 1 else None
+    if joined is None or operator_of(joined) != "add":
+        return None
+    return next((one for one in joined.all_input_nodes if one is not node), None)
 
 
 def _refit(model: fx.GraphModule, layer: Layer, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:

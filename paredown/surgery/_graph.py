@@ -1,4 +1,4 @@
-"""Cutting channels out of a traced network: its tensors get smaller, and the integers in its graph follow."""
+"""Cutting a traced network: channels out of its tensors, whose sizes in the graph follow, and branches out of its graph."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import fx
 
 from paredown.errors import FingerprintMismatch
-from paredown.graph import fingerprint, measure_shapes
+from paredown.graph import fingerprint, measure_shapes, operator_of
 from paredown.surgery._cut import sliced, units_of, zero_consumers
-from paredown.types import GraphAnatomy, Group, Plan, Size
+from paredown.types import Branch, GraphAnatomy, Group, Plan, Size
+
+TWICE_IS_ONCE = ("relu", "relu6", "hardtanh")  # operators that change nothing when they are applied again
 
 
 def cut_graph(model: fx.GraphModule, anatomy: GraphAnatomy, plan: Plan) -> fx.GraphModule:
-    """A copy of the network that holds only the channels that the plan keeps. Works on the meta device too.
+    """A copy of the network that holds only the channels and the branches that the plan keeps. Works on the meta device
+    too.
 
     Raises FingerprintMismatch when plan, anatomy and network do not belong together.
     """
@@ -24,18 +28,53 @@ def cut_graph(model: fx.GraphModule, anatomy: GraphAnatomy, plan: Plan) -> fx.Gr
     nodes = {node.name: node for node in small.graph.nodes}
     for size in anatomy.sizes:
         _set(nodes[size.node], size, plan)
+    for branch in anatomy.gone(plan):
+        _drop(small.graph, nodes, branch)
+    small.graph.eliminate_dead_code()
     small.recompile()
+    small = fx.GraphModule(small, small.graph, small._get_name())  # without the tensors that nothing reads by now
     measure_shapes(small)
     return small
 
 
 def mask_graph(model: fx.GraphModule, anatomy: GraphAnatomy, plan: Plan) -> fx.GraphModule:
-    """A copy of full size in which nothing reads a dropped channel: where groups are exact it computes what the cut
-    one computes, and is the oracle for the tables.
+    """A copy of full size in which nothing reads a dropped channel, and dropped branches add zeros: where groups are
+    exact it computes what the cut one computes, and is the oracle for the tables.
     """
     masked = copy.deepcopy(model)
     zero_consumers(masked, list(_changed(model, anatomy, plan)))
+    nodes = {node.name: node for node in masked.graph.nodes}
+    for branch in anatomy.gone(plan):
+        join, end = nodes[branch.join], nodes[branch.end]
+        with masked.graph.inserting_before(join):
+            join.replace_input_with(end, masked.graph.call_function(torch.ops.aten.mul.Scalar, (end, 0.0)))
+    masked.recompile()
     return masked
+
+
+def _drop(graph: fx.Graph, nodes: dict[str, fx.Node], branch: Branch) -> None:
+    """Lets the shortcut stand alone where the branch was added to it."""
+    join = nodes[branch.join]
+    shortcut = next(one for one in join.all_input_nodes if one.name != branch.end)
+    readers = list(join.users)
+    join.replace_all_uses_with(shortcut)
+    graph.erase_node(join)
+    for node in readers:
+        _change_nothing_but_its_own(node)
+        again = node.args[0] is shortcut and shortcut.op == "call_function" and operator_of(node) in TWICE_IS_ONCE
+        if again and node.target == shortcut.target and node.args[1:] == shortcut.args[1:]:
+            node.replace_all_uses_with(shortcut)
+            graph.erase_node(node)
+    for name in reversed(branch.nodes):  # dead, but those that write over their input do not look so
+        if name in nodes and not nodes[name].users:
+            graph.erase_node(nodes.pop(name))
+
+
+def _change_nothing_but_its_own(node: fx.Node) -> None:
+    """An operator that wrote its result over its input becomes one that does not: others may read that input now."""
+    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        packet = getattr(torch.ops.aten, operator_of(node))
+        node.target = getattr(packet, node.target._overloadname)
 
 
 def _set(node: fx.Node, size: Size, plan: Plan) -> None:

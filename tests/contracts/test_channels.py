@@ -39,7 +39,7 @@ def test_a_figure_for_every_unit_the_same_each_time(criterion: str, name: str) -
     model, anatomy, x, y = traced(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = scores(model, anatomy, criterion, x, y)
-    assert {g.name: g.units for g in anatomy.groups} == {key: len(value) for key, value in found.items()}
+    assert {g.name: g.units for g in anatomy.channels} == {key: len(value) for key, value in found.items()}
     assert all(np.isfinite(value).all() for value in found.values())
     again = scores(model, anatomy, criterion, x, y)
     for key, value in found.items():
@@ -59,7 +59,7 @@ def test_the_same_in_three_batches(criterion: str, name: str) -> None:
 def test_a_unit_of_zeros_goes_first(criterion: str, name: str) -> None:
     model, anatomy, x, y = traced(name)
     model = copied(model)
-    group = max(anatomy.groups, key=lambda one: one.units)
+    group = max(anatomy.channels, key=lambda one: one.units)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for part in (part for part in group.slices if part.tensor in parameters):
@@ -85,7 +85,7 @@ def test_without_pictures() -> None:
 
 def test_scores_of_a_cut_network() -> None:
     model, anatomy, x, y = traced("cifar-resnet20")
-    keep = {g.name: tuple(range(max(1, g.units // 2))) for g in anatomy.groups}
+    keep = {g.name: tuple(range(max(1, g.units // 2))) for g in anatomy.channels}
     small = cut_graph(model, anatomy, Plan(anatomy.fingerprint, keep))
     own = describe_graph(small)
     assert all(len(v) == own.group(k).units for k, v in scores(small, own, "obs", x, y).items())

@@ -34,12 +34,12 @@ def anatomy(traced: fx.GraphModule) -> GraphAnatomy:
 
 
 def plan_of(anatomy: GraphAnatomy, seed: int, *, exact: bool = True) -> Plan:
-    """A random part of every group's units, one at least."""
+    """A random part of every group's units, one at least of channels."""
     rng = np.random.default_rng(seed)
     keep = anatomy.identity()
     for group in anatomy.groups:
         if group.exact or not exact:
-            units = rng.permutation(group.units)[: rng.integers(1, group.units + 1)]
+            units = rng.permutation(group.units)[: rng.integers(group.minimum, group.units + 1)]
             keep[group.name] = tuple(sorted(int(unit) for unit in units))
     return Plan(anatomy.fingerprint, keep)
 
@@ -60,6 +60,20 @@ def test_cut_is_mask(name: str, traced: fx.GraphModule, anatomy: GraphAnatomy, s
     small, masked = cut_graph(traced, anatomy, plan), mask_graph(traced, anatomy, plan)
     torch.testing.assert_close(small(x.clone()), masked(x.clone()), rtol=1e-10, atol=1e-11)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in traced.parameters())
+
+
+def test_a_branch_goes_alone(name: str, traced: fx.GraphModule, anatomy: GraphAnatomy) -> None:
+    """Dropping a branch is the same as adding zeros, and nothing that worked for it alone stays."""
+    x = pictures(name)
+    for number, branch in enumerate(anatomy.branches):
+        stay = tuple(one for one in range(len(anatomy.branches)) if one != number)
+        plan = Plan(anatomy.fingerprint, {**anatomy.identity(), "branches": stay})
+        small, masked = cut_graph(traced, anatomy, plan), mask_graph(traced, anatomy, plan)
+        torch.testing.assert_close(small(x.clone()), masked(x.clone()), rtol=1e-10, atol=1e-11)
+        assert not {node.name for node in small.graph.nodes} & {*branch.nodes, branch.join}
+        assert not set(branch.weights) & small.state_dict().keys()
+        assert {group.name for group in anatomy.groups} >= set(branch.groups)
+    assert sum(group.units for group in anatomy.groups if group.kind == "branch") == len(anatomy.branches)
 
 
 def test_positions_are_distinct(anatomy: GraphAnatomy) -> None:

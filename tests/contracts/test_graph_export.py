@@ -58,7 +58,7 @@ def test_a_plan_costs_what_it_says(name: str, ranking: str, metric: str) -> None
         table = places_of(model)
         return sum(float(np.prod(shape)) * (places if metric == "macs" else 1) for shape, places in table.values())
 
-    first, last = anatomy.groups[0].name, anatomy.groups[-1].name
+    first, last = anatomy.channels[0].name, anatomy.channels[-1].name
     for keep in (1.0, 0.7, 0.5):
         plan = channel_plan(anatomy, scores, Budget(metric, keep), products, ranking=ranking, protect=[first])
         small = cut_graph(dense, anatomy, plan)
