@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from paredown.errors import FingerprintMismatch, ParedownError
 from paredown.files import replacing
@@ -46,7 +46,7 @@ class Checkpoint:
     `task` says what is learnt from which texts. It and the first values of the starting weights tell whose a file is.
     """
 
-    def __init__(self, path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, task: str):
+    def __init__(self, path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, task: str):
         self.path, self.trained, self.optimizer = path, trained, optimizer
         self.start = {name: value.detach().flatten()[:SKETCH].clone() for name, value in trained.items()}
         shapes = [(name, list(value.shape)) for name, value in trained.items()]

@@ -8,30 +8,27 @@ Legend: B pictures, C classes.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from paredown.errors import BadData
 from paredown.graph import copied, in_training
-from paredown.recovery._checkpoint import Checkpoint, Progress, State
+from paredown.recovery._checkpoint import Progress
+from paredown.recovery._learning import learn
 from paredown.tasks.image_classification import ImageData, normalized
 from paredown.types import Array
 
 BATCH = 128
-RATE = 0.05  # of SGD with momentum at its peak, falling to zero by a half cosine
+RATE = 0.05  # of SGD with momentum, at its peak
 DECAY = 5e-4
-WARM_UP = 0.05  # of the time
-CHECKS = 10
 TEMPERATURE = 2.0
 HELD = 1000  # pictures at most, a tenth of all, that judge and are not learnt from
-CHECKPOINT_SECONDS = 30.0
 
 
 def train_on_pictures(
@@ -55,10 +52,9 @@ def train_on_pictures(
     `objective` is "finetune" (cross-entropy of the labels) or "distill" (half of it, and half the divergence from the
     teacher). `mirrored` pictures are as good as others, but for those of digits and the like. With `checkpoint` the
     state is written there every 30 seconds, on Ctrl-C and at the end, and a later call goes on from it. The copy is
-    never worse than `small` on the held-out pictures. Raises BadData without pictures.
+    never worse than `small` on the held-out pictures, and keeps the zeros of sparse weights. Raises BadData without
+    pictures.
     """
-    if (steps is None) == (minutes is None):
-        raise ValueError("say how long to train: either steps or minutes")
     if len(data) < 2:
         raise BadData("There are no pictures to learn from.")
     student = copied(small)
@@ -68,71 +64,28 @@ def train_on_pictures(
     count = max(1, min(HELD, len(data) // 10))
     judge, learnt = data.take(drawn[:count]), drawn[count:]
     trained: dict[str, Tensor] = dict(student.named_parameters())
-    learns = list(student.parameters())
     trained |= {name: value for name, value in student.named_buffers() if value.is_floating_point()}
-    optimizer = torch.optim.SGD(learns, lr=RATE, momentum=0.9, weight_decay=DECAY, nesterov=True)
-    total = float(steps) if steps is not None else 60 * (minutes or 0.0)
-    task = f"{objective} {len(data)} pictures {minutes} minutes {steps} steps seed {seed} mirrored {mirrored}"
-    file = checkpoint and Checkpoint(checkpoint, trained, optimizer, task=task)  # type: ignore[arg-type]
-    state = file.restore() if file else None
-    if state is None:
-        start = _judge(student, judge, mean, std)
-        state = State(0.0, 0, (Progress(0.0, 0, start, start),), _copies(trained))
-    step, history, best = state.step, list(state.history), state.best
-    begun = time.monotonic() - state.seconds
-    saved = time.monotonic()
-    batches = _lessons(len(learnt), seed=seed + step)
-    generator = torch.Generator().manual_seed(seed + step)
 
-    def share() -> float:
-        """Of the training, what is done."""
-        return (time.monotonic() - begun if steps is None else step) / max(total, 1e-9)
-
-    def check() -> None:
-        nonlocal best
-        value = _judge(student, judge, mean, std)
-        better = value < history[-1].best
-        best = _copies(trained) if better else best
-        history.append(Progress(time.monotonic() - begun, step, value, value if better else history[-1].best))
-
-    try:
-        while (done := share()) < 1 and total:
-            rows = learnt[next(batches)]
-            for group in optimizer.param_groups:
-                group["lr"] = _rate(done)
+    def losses(step: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed + step)
+        for chosen in _lessons(len(learnt), seed=seed + step):
+            rows = learnt[chosen]
             x = augmented(torch.from_numpy(normalized(data.pixels[rows], mean, std)), generator, mirrored=mirrored)
-            loss = _loss(learning, teacher, x, torch.from_numpy(data.labels[rows]), objective)
-            optimizer.zero_grad()
-            loss.backward()
-            if nn.utils.clip_grad_norm_(learns, 5.0).isfinite():
-                optimizer.step()
-            step += 1
-            if int(done * CHECKS) < int(share() * CHECKS):
-                check()
-            if report:
-                report(Progress(time.monotonic() - begun, step, history[-1].distance, history[-1].best))
-            if file and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                file.save(State(time.monotonic() - begun, step, tuple(history), best))
-                saved = time.monotonic()
-        if history[-1].step < step:
-            check()
-    except KeyboardInterrupt:
-        if file:
-            file.save(State(time.monotonic() - begun, step, tuple(history), best))
-        raise
-    optimizer.zero_grad()
-    if file:
-        seconds = max(total, state.seconds) if steps is None else time.monotonic() - begun
-        file.save(State(seconds, step, tuple(history), best))
-    with torch.no_grad():
-        for name, tensor in trained.items():
-            tensor.copy_(best[name])
+            yield _loss(learning, teacher, x, torch.from_numpy(data.labels[rows]), objective)
+
+    history = learn(
+        trained,
+        partial(torch.optim.SGD, lr=RATE, momentum=0.9, weight_decay=DECAY, nesterov=True),
+        losses=losses,
+        judge=lambda: _judge(student, judge, mean, std),
+        task=f"{objective} {len(data)} pictures {minutes} minutes {steps} steps seed {seed} mirrored {mirrored}",
+        minutes=minutes,
+        steps=steps,
+        most_gradient=5.0,
+        checkpoint=checkpoint,
+        report=report,
+    )
     return student.requires_grad_(False), history
-
-
-def _rate(share: float) -> float:
-    """Linear warm-up, then a half cosine down to zero, by the share of the training that is done."""
-    return RATE * min(1.0, share / WARM_UP + 0.02) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def augmented(x: Tensor, generator: torch.Generator, *, mirrored: bool = True) -> Tensor:
@@ -172,10 +125,6 @@ def _judge(model: fx.GraphModule, data: ImageData, mean: tuple[float, ...], std:
             logits = model(torch.from_numpy(normalized(part.pixels, mean, std)))
             total += float(F.cross_entropy(logits, torch.from_numpy(part.labels), reduction="sum"))
     return total / len(data)
-
-
-def _copies(trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in trained.items()}
 
 
 def _lessons(count: int, *, seed: int) -> Iterator[Array]:

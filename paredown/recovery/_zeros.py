@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 SPARSE = 0.01  # of a matrix: from this share of zeros on they are there on purpose
 
@@ -13,8 +13,8 @@ SPARSE = 0.01  # of a matrix: from this share of zeros on they are there on purp
 class Zeros:
     """Where the matrices among `trained` are zero now; `keep` puts those zeros back, after every step."""
 
-    def __init__(self, trained: Mapping[str, nn.Parameter]):
-        self.held: list[tuple[nn.Parameter, Tensor]] = []
+    def __init__(self, trained: Mapping[str, Tensor]):
+        self.held: list[tuple[Tensor, Tensor]] = []
         for value in trained.values():
             zero = value.detach() == 0
             if value.dim() >= 2 and value.numel() and float(zero.float().mean()) >= SPARSE:

@@ -12,6 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from paredown.calibration import distance, evaluating, tensors
 from paredown.encoder import Encoder, Model, copied
 from paredown.errors import BadData
-from paredown.recovery._checkpoint import Checkpoint, Progress, State
-from paredown.recovery._zeros import Zeros
+from paredown.recovery._checkpoint import Progress
+from paredown.recovery._learning import learn
 from paredown.tasks import Tokens, pad, similar_lengths
 from paredown.types import Array, Layout
 
@@ -32,11 +33,8 @@ __all__ = ["Progress", "learning_rate", "recover", "teach"]
 BATCH = 64
 BATCH_TOKENS = 1536  # of a batch, padding included: autograd keeps every layer's activations
 TAUGHT_TOKENS = 16_000  # that the teacher answers between two looks at the clock
-WARM_UP = 0.05  # share of the time
 LOGIT_WEIGHT = 0.05  # of the squared error of the logits: it still teaches where softmax is saturated
-CHECKPOINT_SECONDS = 30.0
-CHECKS = 10  # how often the held-out texts judge the student,
-HELD_TOKENS = 12_000  # of which there are so many: judging must not take the time for learning
+HELD_TOKENS = 12_000  # that judge: it must not take the time for learning
 
 
 def learning_rate(layout: Layout) -> float:
@@ -120,67 +118,24 @@ def recover(
     targets = targets if extra_wanted is None else torch.cat([targets, extra_wanted])
 
     trained = _trainable(student, layout)
-    zeros = Zeros(trained)
-    total = minutes * 60
-    if total <= 0 or not trained:
-        start = _judge(encoder, judge, judged)
-        return student.requires_grad_(False), [Progress(0.0, 0, start, start)]
-    rate = learning_rate(layout)
-    optimizer = torch.optim.AdamW(trained.values(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
-    file = checkpoint and Checkpoint(checkpoint, trained, optimizer, task=f"distill {_digest(lessons)} seed {seed}")
-    state = file.restore() if file else None
-    if state is None:
-        start = _judge(encoder, judge, judged)
-        state = State(0.0, 0, (Progress(0.0, 0, start, start),), _copies(trained))
-    step, history, best = state.step, list(state.history), state.best
-
     half = _half_precision_pays(encoder)
-    begun = time.monotonic() - state.seconds
-    saved, next_check = time.monotonic(), state.seconds + total / CHECKS
-    batches = _lessons(lessons, seed=seed + step)
 
-    def check() -> None:
-        nonlocal best
-        value = _judge(encoder, judge, judged)
-        better = value < history[-1].best
-        best = _copies(trained) if better else best
-        history.append(Progress(time.monotonic() - begun, step, value, value if better else history[-1].best))
-
-    try:
-        while (now := time.monotonic() - begun) < total:
-            rows = next(batches)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * _rate(now / total)
+    def losses(step: int) -> Iterator[Tensor]:
+        for rows in _lessons(lessons, seed=seed + step):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 output = encoder(**_inputs(encoder, lessons, rows)).float()
-            loss = _loss(output, targets[torch.from_numpy(rows)], encoder.output_name)
-            optimizer.zero_grad()
-            loss.backward()
-            if nn.utils.clip_grad_norm_(trained.values(), 1.0).isfinite():  # else one bad batch would spoil all weights
-                optimizer.step()
-                zeros.keep()
-            step += 1
-            now = time.monotonic() - begun
-            if now >= next_check:
-                check()
-                next_check = history[-1].seconds + total / CHECKS
-            if report:
-                report(Progress(now, step, history[-1].distance, history[-1].best))
-            if file and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                file.save(State(now, step, tuple(history), best))
-                saved = time.monotonic()
-        if history[-1].step < step:
-            check()
-    except KeyboardInterrupt:
-        if file:
-            file.save(State(time.monotonic() - begun, step, tuple(history), best))
-        raise
-    optimizer.zero_grad()
-    if file:
-        file.save(State(max(total, state.seconds), step, tuple(history), best))
-    with torch.no_grad():
-        for name, tensor in trained.items():
-            tensor.copy_(best[name])
+            yield _loss(output, targets[torch.from_numpy(rows)], encoder.output_name)
+
+    history = learn(
+        trained,
+        partial(torch.optim.AdamW, lr=learning_rate(layout), weight_decay=0.01, betas=(0.9, 0.98), fused=True),
+        losses=losses,
+        judge=lambda: _judge(encoder, judge, judged),
+        task=f"distill {_digest(lessons)} seed {seed}",
+        minutes=minutes,
+        checkpoint=checkpoint,
+        report=report,
+    )
     return student.requires_grad_(False), history
 
 
@@ -198,10 +153,6 @@ def _digest(tokens: Tokens) -> str:
     return found.hexdigest()
 
 
-def _copies(trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in trained.items()}
-
-
 def _loss(output: Tensor, wanted: Tensor, output_name: str) -> Tensor:
     """Scalar. Embeddings also keep the angles among the texts of a batch, which is what neighbours are made of."""
     loss = distance(output, wanted, output_name).mean()
@@ -209,11 +160,6 @@ def _loss(output: Tensor, wanted: Tensor, output_name: str) -> Tensor:
         return loss + LOGIT_WEIGHT * F.mse_loss(output, wanted)
     ours, theirs = F.normalize(output, dim=-1), F.normalize(wanted, dim=-1)
     return loss + F.mse_loss(ours @ ours.T, theirs @ theirs.T)
-
-
-def _rate(share: float) -> float:
-    """Linear warm-up, then a half cosine down to zero, by the share of the time that has passed."""
-    return min(1.0, share / WARM_UP + 0.02) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def _trainable(student: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:

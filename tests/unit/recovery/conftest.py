@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from paredown.recovery import distill
+from paredown.recovery import _learning, distill
 from tests.unit.recovery.cases import Clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(distill, "time", SimpleNamespace(monotonic=found.monotonic, perf_counter=time.perf_counter))
+    for module in (distill, _learning):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=found.monotonic, perf_counter=time.perf_counter))
     monkeypatch.setattr(distill, "_half_precision_pays", lambda _: False)
     return found

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from paredown.errors import FingerprintMismatch, ParedownError
-from paredown.recovery import _checkpoint, distill
+from paredown.recovery import _checkpoint, _learning, distill
 from paredown.recovery.distill import Progress
 from tests.unit.recovery.cases import Clock, case, same, stop_at
 
@@ -103,7 +103,7 @@ def test_the_best_state_survives_a_stop(clock: Clock, tmp_path: Path, monkeypatc
     one, path = case(), tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         one.run(checkpoint=path, report=stop_at(60))
-    monkeypatch.setattr(distill, "_rate", lambda _: 3000.0)
+    monkeypatch.setattr(_learning, "_rate", lambda _: 3000.0)
     model, history = one.run(checkpoint=path)
     assert history[-1].distance > history[-1].best < history[0].best
     assert one.far(model, distill.held_out(one.tokens.lengths)) == pytest.approx(history[-1].best, rel=1e-4)

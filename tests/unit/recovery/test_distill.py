@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paredown.recovery import distill
+from paredown.recovery import _learning, distill
 from paredown.tasks import Tokens
 from tests.contracts.families import FAMILIES
 from tests.unit.recovery.cases import Clock, case, same, texts
@@ -51,7 +51,7 @@ def test_the_distance_goes_down(family: str, task: str, clock: Clock) -> None:
     assert history[0].distance == pytest.approx(one.far(one.small, held), rel=1e-4)
     assert history[-1].best == pytest.approx(one.far(model, held), rel=1e-4)
     assert history[-1].best < 0.9 * history[0].distance
-    assert 8 <= len(history) <= distill.CHECKS + 2
+    assert 8 <= len(history) <= _learning.CHECKS + 2
     assert [p.best for p in history] == list(np.minimum.accumulate([p.distance for p in history]))
     assert history[-1].seconds == pytest.approx(30, abs=1) and history[-1].step > 50
     assert [p.seconds for p in history] == sorted(p.seconds for p in history)
@@ -148,8 +148,8 @@ def test_too_few_answers() -> None:
 
 
 def test_a_late_divergence_is_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    rate = distill._rate
-    monkeypatch.setattr(distill, "_rate", lambda share: rate(share) if share < 0.6 else 3000.0)
+    rate = _learning._rate
+    monkeypatch.setattr(_learning, "_rate", lambda share: rate(share) if share < 0.6 else 3000.0)
     one = case()
     model, history = one.run()
     assert history[-1].distance > 2 * history[-1].best
@@ -200,6 +200,6 @@ def test_wider_models_take_smaller_steps() -> None:
 
 def test_the_rate_warms_up_and_goes_to_nothing() -> None:
     shares = np.linspace(0, 1, 201)
-    rates = [distill._rate(share) for share in shares]
+    rates = [_learning._rate(share) for share in shares]
     assert 0 < rates[0] < 0.05 and rates[-1] == pytest.approx(0, abs=1e-9)
-    assert shares[int(np.argmax(rates))] <= distill.WARM_UP and 0.98 < max(rates) <= 1
+    assert shares[int(np.argmax(rates))] <= _learning.WARM_UP and 0.98 < max(rates) <= 1

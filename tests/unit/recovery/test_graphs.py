@@ -128,6 +128,16 @@ def test_training_learns_and_is_never_worse(objective: str, tmp_path: Path) -> N
         train_on_pictures(small, teacher=model, data=data.take([0]), mean=MEAN, std=STD, minutes=1)
 
 
+def test_zeros_of_a_convolution_stay_zero() -> None:
+    model, small, *_ = halved("cifar-resnet20")
+    sparse = copied(small)
+    weight = sparse.get_parameter("conv1.weight")
+    weight.data[:, 1] = 0
+    trained, _ = train_on_pictures(sparse, teacher=model, data=stripes(100), mean=MEAN, std=STD, steps=3)
+    assert not trained.get_parameter("conv1.weight")[:, 1].any()
+    assert not torch.equal(trained.get_parameter("conv1.weight"), weight)
+
+
 def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
     model, small, *_ = halved("cifar-resnet20")
     settings = {"teacher": model, "data": stripes(300), "mean": MEAN, "std": STD, "steps": 12}
