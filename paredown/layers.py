@@ -5,6 +5,7 @@ Legend: X inputs of an output (channels of a group times the window), D outputs,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from paredown.graph import operator_of
+from paredown.graph import operator_of, run_seeing
 from paredown.types import Array
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+ROWS = 2**18  # that a layer's statistics are taken from: hundreds for each weight of an output
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,15 @@ class Layer:
     groups: int
     kind: str
     args: tuple[Any, ...]
+    places: int = 1  # of one picture's outputs
 
-    def rows(self, x: Tensor) -> Tensor:
-        """[groups, N, X]: the inputs of every output, of a convolution by im2col."""
+    def rows(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """[groups, N, X]: the inputs of every output, of a convolution by im2col.
+
+        With `places`, indices into a picture's outputs one after the other, only of those.
+        """
         if self.kind == "linear":
-            return x.flatten(0, -2)[None]
+            return (x if places is None else x.flatten(1, -2)[:, places]).flatten(0, -2)[None]
         size, stride, padding, dilation = self.args
         if padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
@@ -46,17 +52,25 @@ class Layer:
             x = F.pad(x, [side for p in reversed(padding) for side in (p, p)])
         for axis, (k, s, d) in enumerate(zip(size, stride, dilation, strict=True)):
             x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
-        places = len(size)
-        x = x.reshape(len(x), self.groups, -1, *x.shape[2:])  # [B, groups, C, places..., window...]
-        order = [1, 0, *range(3, 3 + places), 2, *range(3 + places, 3 + 2 * places)]
-        return x.permute(order).flatten(2 + places).flatten(1, 1 + places)
+        many = len(size)
+        if places is not None:
+            x, many = x[(slice(None), slice(None), *torch.unravel_index(places, x.shape[2 : 2 + many]))], 1
+        x = x.unflatten(1, (self.groups, -1))  # [B, groups, C, places..., window...]
+        order = [1, 0, *range(3, 3 + many), 2, *range(3 + many, x.ndim)]
+        return x.permute(order).flatten(2 + many).flatten(1, 1 + many)
 
-    def columns(self, y: Tensor) -> Tensor:
+    def columns(self, y: Tensor, places: Tensor | None = None) -> Tensor:
         """[groups, N, D]: the outputs, row by row as `rows` has the inputs."""
         if self.kind == "linear":
-            return y.flatten(0, -2)[None]
-        y = y.reshape(len(y), self.groups, -1, *y.shape[2:])
-        return y.movedim(2, -1).transpose(0, 1).flatten(1, -2)
+            return (y if places is None else y.flatten(1, -2)[:, places]).flatten(0, -2)[None]
+        y = y.flatten(2)
+        y = (y if places is None else y[:, :, places]).unflatten(1, (self.groups, -1))
+        return y.permute(1, 0, 3, 2).flatten(1, 2)
+
+    def some_places(self, pictures: int, random: torch.Generator) -> Tensor | None:
+        """The places to look at in one batch, so that of so many pictures about `ROWS` rows come; None for all."""
+        some = min(self.places, max(1, ROWS // max(1, pictures)))
+        return torch.randperm(self.places, generator=random)[:some] if some < self.places else None
 
     def matrix(self, weight: Tensor) -> Tensor:
         """[groups, X, D]"""
@@ -90,7 +104,9 @@ def layers_of(model: fx.GraphModule) -> list[Layer]:
             args = (size, stride, padding, dilation)
         groups = 1 if kind == "linear" else int(node.args[6])
         name = "" if bias is None else str(bias.target)
-        found.append(Layer(node.name, x.name, str(weight.target), name, groups, kind, args))
+        shape = node.meta["shape"]
+        places = int(np.prod(shape[1:-1] if kind == "linear" else shape[2:]))
+        found.append(Layer(node.name, x.name, str(weight.target), name, groups, kind, args, places))
     return found
 
 
@@ -104,6 +120,23 @@ def gram(rows: Tensor) -> Tensor:
     """[groups, X + 1, X + 1] float64: the sum of x x' over rows [groups, N, X], the last entry of x being 1."""
     rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
     return (rows.transpose(1, 2) @ rows).double()
+
+
+def input_grams(model: fx.GraphModule, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+    """[groups, X + 1, X + 1] float64 of every layer by its node: means of x x' over rows of these pictures."""
+    layers = {layer.node: layer for layer in layers_of(model)}
+    seen: dict[str, Tensor] = {}
+    count, random = sum(map(len, pictures)), torch.Generator().manual_seed(0)
+
+    def before(name: str, x: Tensor) -> Tensor:
+        found = gram(layers[name].rows(x, layers[name].some_places(count, random)))
+        seen[name] = found if name not in seen else seen[name] + found
+        return x
+
+    with torch.inference_mode():
+        for x in pictures:
+            run_seeing(model, x.clone(), layers, before)
+    return {name: table / table[:, -1:, -1:] for name, table in seen.items()}
 
 
 def places_of(model: fx.GraphModule) -> dict[str, tuple[tuple[int, ...], int]]:

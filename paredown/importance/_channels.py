@@ -186,7 +186,8 @@ def _look(
                 mine.append(reader)
                 at[layer.node].append((group.name, reader))
     grads = bool({"curvature", "gates", "weight_gradients"} & set(needs))
-    generator = torch.Generator().manual_seed(seed)
+    generator, random = (torch.Generator().manual_seed(seed) for _ in range(2))
+    count = sum(map(len, pictures))
     gates: dict[str, Tensor] = {}
     frozen = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_("weight_gradients" in needs)
@@ -194,7 +195,10 @@ def _look(
     def before(node: str, x: Tensor) -> Tensor:
         with torch.no_grad():
             if "gram" in needs:
-                found = gram(at[node][0][1].layer.rows(x.detach()))
+                layer = at[node][0][1].layer
+                places = layer.some_places(count, random)
+                share = 1.0 if places is None else len(places) / layer.places
+                found = gram(layer.rows(x.detach(), places)) / share  # sums over all places
                 for _, reader in at[node]:
                     reader.grams = found if reader.grams is None else reader.grams + found
             if "moments" in needs:

@@ -10,7 +10,7 @@ Legend: B pictures, X inputs of a layer (channels of a group times the window), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,38 @@ def refit_graph(
             for run in ours:
                 run.step(node)
     return fitted
+
+
+def refit_inputs(
+    small: fx.GraphModule,
+    *,
+    dense: fx.GraphModule,
+    anatomy: GraphAnatomy,
+    plan: Plan,
+    grams: Mapping[str, Tensor],
+) -> None:
+    """In place, the layers of `small` that read fewer channels than in `dense`, each as if nothing else had changed.
+
+    `grams` [groups, X + 1, X + 1] are `layers.input_grams` of the dense network: no picture is looked at again.
+    """
+    with torch.no_grad():
+        theirs = {layer.node: layer for layer in layers_of(dense)}
+        for layer in layers_of(small):
+            weight, whole = (model.get_parameter(layer.weight) for model in (small, dense))
+            stay = anatomy.kept(plan, layer.weight, 1, whole.shape[1])
+            if len(stay) == whole.shape[1] or layer.groups != theirs[layer.node].groups:
+                continue
+            out = torch.from_numpy(anatomy.kept(plan, layer.weight, 0, whole.shape[0]))
+            inputs = torch.from_numpy(layer.inputs_of(stay[:, None], tuple(whole.shape)).ravel())
+            before = layer.matrix(whole.index_select(0, out)).double()  # [groups, X, D]
+            cross = grams[layer.node][:, inputs, :-1] @ before
+            table = grams[layer.node][:, inputs][:, :, inputs]
+            start = before[:, inputs]
+            solved = [
+                ridge_regression(g, c, s, ridge=RIDGE, biased=False)
+                for g, c, s in zip(table, cross, start, strict=True)
+            ]
+            weight.copy_(layer.tensor(torch.stack(solved), weight))
 
 
 class _Run:
@@ -150,11 +182,13 @@ def _refit(model: fx.GraphModule, layer: Layer, weight: Tensor, pairs: Sequence[
         start = torch.cat([start, bias.double().reshape(layer.groups, 1, -1)], dim=1)
     gram = start.new_zeros(len(start), start.shape[1], start.shape[1])
     cross = torch.zeros_like(start)
+    count, random = sum(len(x) for x, _ in pairs), torch.Generator().manual_seed(0)
     for x, y in pairs:
-        rows = layer.rows(x)
+        places = layer.some_places(count, random)
+        rows = layer.rows(x, places)
         if bias is not None:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        wanted = layer.columns(y)
+        wanted = layer.columns(y, places)
         gram += (rows.transpose(1, 2) @ rows).double()
         cross += (rows.transpose(1, 2) @ wanted).double()
     solved = torch.stack(
@@ -173,9 +207,10 @@ def _restate(model: fx.GraphModule, node: fx.Node, inputs: Sequence[Tensor]) -> 
     """Batch norm's running mean and variance, in place, over all the inputs [B, C, ...]."""
     mean, var = (model.get_buffer(str(one.target)) for one in node.args[3:5])  # type: ignore[union-attr]
     others = [dim for dim in range(inputs[0].ndim) if dim != 1]
-    count = sum(x.numel() / x.shape[1] for x in inputs)
-    total = torch.stack([x.double().sum(others) for x in inputs]).sum(0) / count
-    shape = [-1 if dim == 1 else 1 for dim in range(inputs[0].ndim)]
-    square = torch.stack([(x.double() - total.reshape(shape)).square().sum(others) for x in inputs]).sum(0)
-    mean.copy_(total)
-    var.copy_(square / max(count - 1, 1))
+    counts = torch.tensor([x.numel() / x.shape[1] for x in inputs], dtype=torch.float64)[:, None]
+    found = [torch.var_mean(x, others, correction=0) for x in inputs]
+    variances, means = (torch.stack(part).double() for part in zip(*found, strict=True))
+    total = counts.sum()
+    middle = (counts * means).sum(0) / total
+    mean.copy_(middle)
+    var.copy_((counts * (variances + (means - middle).square())).sum(0) / max(float(total) - 1, 1))

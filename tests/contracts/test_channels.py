@@ -86,6 +86,6 @@ def test_without_pictures() -> None:
 def test_scores_of_a_cut_network() -> None:
     model, anatomy, x, y = traced("cifar-resnet20")
     keep = {g.name: tuple(range(max(1, g.units // 2))) for g in anatomy.channels}
-    small = cut_graph(model, anatomy, Plan(anatomy.fingerprint, keep))
+    small = cut_graph(model, anatomy, Plan(anatomy.fingerprint, {**anatomy.identity(), **keep}))
     own = describe_graph(small)
     assert all(len(v) == own.group(k).units for k, v in scores(small, own, "obs", x, y).items())
