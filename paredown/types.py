@@ -168,7 +168,7 @@ class Anatomy(Cuttable):
 
 @dataclass(frozen=True)
 class Branch:
-    """A part of a graph whose result is added to a shortcut, and which may go as a whole: the shortcut then stands alone.
+    """A part of a graph that is added to a shortcut, and which may go as a whole: the shortcut then stands alone.
 
     `join` is the node that adds, `end` the one whose value goes; `nodes` are all that work for it and nothing else,
     `weights` the names of the weights that they multiply with, `groups` the groups of channels that lie inside.

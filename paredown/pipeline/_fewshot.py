@@ -23,7 +23,7 @@ from paredown.errors import BadData, ParedownError
 from paredown.models import load_model
 from paredown.pipeline import _loaders
 from paredown.pipeline._embedders import INPUTS, Embedder, open_embedder
-from paredown.pipeline._latency import at_once_of
+from paredown.pipeline._memory import at_once_of
 from paredown.pipeline._prepare import describe_loaded, timed_batches
 from paredown.pipeline._settings import Progress, Silent
 from paredown.targets import export_stock

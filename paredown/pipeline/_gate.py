@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from paredown.pipeline._candidates import BASELINE, Candidate
-from paredown.pipeline._latency import at_once
-from paredown.pipeline._prepare import Prepared, timing_batches
 from paredown.pipeline._settings import Progress, Settings
 from paredown.types import Array, Interval
 from paredown.validation.quality import Drop, paired_drop, passes
@@ -21,6 +19,28 @@ ROUNDS = 11
 SECONDS = 20.0  # of the final timing at most, once three rounds are done,
 SECONDS_PER_MINUTE = 2.0  # and so much more for every minute of training, up to twenty
 TOLERANCE = 0.95  # of a speed target: what counts as reaching it
+
+
+class Subject(Protocol):
+    """What is judged: a dense model with its splits, of texts or of pictures."""
+
+    @property
+    def task(self) -> Any:
+        """The task's module."""
+
+    @property
+    def splits(self) -> Any:
+        """With `guardrail` and `test`."""
+
+    @property
+    def together(self) -> int:
+        """How many processes that time its candidates may be alive at once."""
+
+    def timing(self) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
+        """Batches and single examples to time with."""
+
+    def answers(self, candidate: Candidate, part: str, threads: int | None) -> Array:
+        """A candidate's outputs [N, ...] on the "guardrail" or "test" examples."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +63,13 @@ class Judged:
 
 
 def timed(
-    candidates: Sequence[Candidate], prepared: Prepared, settings: Settings, progress: Progress
+    candidates: Sequence[Candidate], prepared: Subject, settings: Settings, progress: Progress
 ) -> tuple[list[Judged], Candidate]:
     """All candidates timed in one interleaved run, and the fastest dense fp32 one, which speed-ups are against.
 
     The first of them should be that one, as far as is known: see `measure`'s `together`.
     """
-    batches, singles = timing_batches(prepared.guardrail)
+    batches, singles = prepared.timing()
     runnable = [c for c in candidates if c.alternative is not None]
     progress.stage(f"Timing {len(runnable)} candidates, interleaved", ROUNDS)
     timings = measure(
@@ -59,7 +79,7 @@ def timed(
         rounds=ROUNDS,
         threads=settings.threads,
         seconds=SECONDS + SECONDS_PER_MINUTE * min(settings.minutes, 20),
-        together=at_once(prepared.model),
+        together=prepared.together,
         progress=lambda done, of: progress.advance(ROUNDS / of),
     )
     by_name = {c.name: timings[c.alternative.name] for c in runnable if c.alternative is not None}
@@ -94,7 +114,7 @@ def timed_control(judged: Judged, texts: Sequence[str], baseline: Timing) -> Jud
 
 def judge(
     judged: Sequence[Judged],
-    prepared: Prepared,
+    prepared: Subject,
     settings: Settings,
     reference: Array,
     progress: Progress,
@@ -131,7 +151,7 @@ def judge(
 
 
 def pictured(
-    judged: Sequence[Judged], prepared: Prepared, settings: Settings, reference: Array, progress: Progress
+    judged: Sequence[Judged], prepared: Subject, settings: Settings, reference: Array, progress: Progress
 ) -> list[Judged]:
     """The drop of those that were not tried too, now that all is decided: so that the report shows every candidate."""
     progress.stage("Measuring the others for the report", len(judged))
@@ -178,7 +198,7 @@ def too_slow(one: Judged, settings: Settings) -> str:
 
 
 def drop_of(
-    candidate: Candidate, prepared: Prepared, settings: Settings, reference: Array, *, outputs: Array | None = None
+    candidate: Candidate, prepared: Subject, settings: Settings, reference: Array, *, outputs: Array | None = None
 ) -> Drop:
     """The candidate's drop on the guardrail texts, paired with the dense model's answers `reference`.
 
@@ -186,7 +206,7 @@ def drop_of(
     """
     data = prepared.splits.guardrail
     if outputs is None:
-        outputs = candidate.outputs(prepared, prepared.guardrail, prepared.task.all_texts(data), settings.threads)
+        outputs = prepared.answers(candidate, "guardrail", settings.threads)
     return paired_drop(prepared.task, reference, outputs, data, confidence=settings.confidence, seed=settings.seed)
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,6 @@ from paredown.targets.onnxruntime import probe
 from paredown.types import Array, Limits, Plan
 from paredown.validation.timing import Alternative, Timing, measure
 
-WORKERS_MEMORY = 2 * 2**30  # bytes that the timing processes alive at once may hold together, plus one model's
-WORKER_MEMORY = 0.15 * 2**30  # of one, plus twice its model: as read, and as the engine packs it
 WORK_PER_PASS = 1.2e10  # multiply-accumulates of a timed pass: a third of a second on two cores
 ROUNDS = 4
 DENSE = "dense, exact folds"
@@ -64,7 +61,7 @@ class Stopwatch:
     ) -> dict[Widths, float]:
         """Seconds of each shape, as multiples of the dense model's in the same run times its first measured time."""
         found: dict[Widths, float] = {}
-        size = at_once(self.prepared.model) - 1  # beside the dense one; a probe is a file, gone when its group is timed
+        size = self.prepared.together - 1  # beside the dense one; a probe is a file, gone when its group is timed
         for start in range(0, len(shapes), size):
             part = shapes[start : start + size]
             timings = self._measure(
@@ -113,7 +110,7 @@ class Stopwatch:
             singles=self._singles,
             rounds=rounds,
             threads=self.settings.threads,
-            together=at_once(self.prepared.model),
+            together=self.prepared.together,
         )
 
     def _alternative(self, name: str, widths: Widths) -> Alternative:
@@ -135,16 +132,6 @@ class Stopwatch:
     def _seconds(self, timing: Timing) -> Array:
         """[R]: what a round took by this stopwatch's metric."""
         return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1)
-
-
-def at_once(model: Any) -> int:
-    """How many processes that time `model` may be alive together and hold no more than pruning itself does."""
-    return at_once_of(sum(p.numel() * p.element_size() for p in model.parameters()))
-
-
-def at_once_of(size: int) -> int:
-    """The same, of a model of so many bytes."""
-    return max(2, min(8, int((WORKERS_MEMORY + size) / (WORKER_MEMORY + 2 * size))))
 
 
 def first_units(prepared: Prepared, widths: Widths) -> Plan:

@@ -6,10 +6,14 @@ import contextlib
 import ctypes
 import os
 import resource
+from typing import Any
 
 # oneDNN keeps a compiled kernel for every shape it has seen, 1024 of them: texts of all lengths fill that with
 # hundreds of MiB. It reads this when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+WORKERS_MEMORY = 2 * 2**30  # bytes that the timing processes alive at once may hold together, plus one model's
+WORKER_MEMORY = 0.15 * 2**30  # of one, plus twice its model: as read, and as the engine packs it
 
 _M_MMAP_THRESHOLD = -3  # of mallopt, in glibc's malloc.h
 _MAPPED_FROM = 4 * 2**20  # bytes
@@ -37,3 +41,13 @@ def map_large_blocks() -> None:
 def peak_mib() -> float:
     """The most memory this process has held, in MiB; the workers that time models are not counted."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def at_once(model: Any) -> int:
+    """How many processes that time `model` may be alive together and hold no more than pruning itself does."""
+    return at_once_of(sum(p.numel() * p.element_size() for p in model.parameters()))
+
+
+def at_once_of(size: int) -> int:
+    """The same, of a model of so many bytes."""
+    return max(2, min(8, int((WORKERS_MEMORY + size) / (WORKER_MEMORY + 2 * size))))

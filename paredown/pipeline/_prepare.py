@@ -21,7 +21,7 @@ from paredown.encoder import Encoder
 from paredown.errors import BadData, UnsupportedModel
 from paredown.models import CAUSAL_LM, EMBEDDING, LoadedModel, load_model
 from paredown.network import Forward, Network, network
-from paredown.pipeline._memory import give_back_what_is_freed
+from paredown.pipeline._memory import at_once, give_back_what_is_freed
 from paredown.pipeline._settings import POLICY, Settings
 from paredown.surgery import fold
 from paredown.tasks import (
@@ -89,6 +89,21 @@ class Prepared:
     @property
     def classifies(self) -> bool:
         return bool(self.loaded.labels)
+
+    @property
+    def together(self) -> int:
+        """How many processes that time its candidates may be alive at once."""
+        return at_once(self.model)
+
+    def timing(self) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
+        """The inputs of batches and of single texts to time with."""
+        return timing_batches(self.guardrail)
+
+    def answers(self, candidate: Any, part: str, threads: int | None) -> Array:
+        """What a candidate answers to the "guardrail" or "test" texts [N, ...]."""
+        texts = self.task.all_texts(getattr(self.splits, part))
+        found: Array = candidate.outputs(self, getattr(self, part), texts, threads)
+        return found
 
 
 def prepare(settings: Settings, *, probed: bool = False, judged_tokens: int = EVALUATED_TOKENS) -> Prepared:
@@ -249,7 +264,7 @@ def timing_batches(
     tokens: Tokens, *, batch_size: int = BATCH, most_tokens: int = TIMED_TOKENS
 ) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
     """The inputs of `timed_batches`, and of single texts of evenly spread ranks by length."""
-    singles = _evenly(np.argsort(tokens.lengths, kind="stable"), TIMED_SINGLES)
+    singles = evenly(np.argsort(tokens.lengths, kind="stable"), TIMED_SINGLES)
     chosen = [*timed_batches(tokens, batch_size=batch_size, most_tokens=most_tokens), *singles[:, None]]
     arrays: list[Mapping[str, Array]] = [
         pad([tokens.ids[i] for i in at], pad_id=tokens.pad_id, input_names=tokens.input_names) for at in chosen
@@ -268,13 +283,13 @@ def timed_batches(tokens: Tokens, *, batch_size: int = BATCH, most_tokens: int =
     batches = similar_lengths(tokens.lengths, every, batch_size=batch_size, most_tokens=TIMED_BATCH_TOKENS)
     texts = min(TIMED_TEXTS, most_tokens / max(1.0, float(tokens.lengths.mean())))
     count = max(1, round(texts * len(batches) / len(tokens)))
-    places = _evenly(np.arange(len(batches)), count)
+    places = evenly(np.arange(len(batches)), count)
     if count > 1:
         return [batches[i] for i in places]
-    return [_evenly(batches[places[0]], max(8, round(texts)))]
+    return [evenly(batches[places[0]], max(8, round(texts)))]
 
 
-def _evenly(values: Array, count: int) -> Array:
+def evenly(values: Array, count: int) -> Array:
     """So many of the values, or all: the middles of as many equal parts of them."""
     count = min(count, len(values))
     middles: Array = values[((np.arange(count) + 0.5) * len(values) / count).astype(int)]

@@ -42,6 +42,14 @@ class Settings:
     of them (n:m says its own), chosen by a `solver`, shared out by an `allocation`; `permute` lets neurons change
     places before n:m. `rounds` and the schedule are then those of the zeros, and training keeps them. The `target` is
     "sparse_cpu" by default, which runs nothing else.
+
+    The rest is for image classifiers, whose `model` may be "package.module:factory" with `weights` in a safetensors
+    file. Pictures / 255 are normalized by `mean` and `std`, those of a folder brought to `size` (height, width).
+    Amounts are a share of the `channels` of every layer, or the share of the multiply-accumulates (`macs`) or
+    `parameters` that stays. Every layer keeps `minimum_channels` (a share) in multiples of `multiple_of`. Layers named
+    in `whole`, separated by commas, are not cut ("none" for none; by default the first one is not), and `layer_shares`
+    says what others lose: "layer1.0.conv1=50%,fc=0". With `by_sensitivity` macs and parameters are shared out by what
+    each layer loses alone, as measured, and whole residual branches may go; a ranking of scores decides otherwise.
     """
 
     model: str
@@ -86,6 +94,17 @@ class Settings:
     seed: int = 0
     threads: int | None = None
     max_length: int | None = None
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    channels: float = 0.0
+    macs: float | None = None
+    minimum_channels: float = 0.1
+    multiple_of: int | None = None
+    whole: str = ""
+    layer_shares: str = ""
+    by_sensitivity: bool = False
 
     def __post_init__(self) -> None:
         if self.speedup is not None and self.latency_ms is not None:
@@ -116,6 +135,11 @@ class Settings:
             (0.5 <= self.confidence < 1, "confidence is a share from 0.5 to below 1"),
             (self.threads is None or self.threads >= 1, "threads is 1 or more"),
             (self.max_length is None or self.max_length >= 4, "max_length is 4 tokens or more"),
+            (0 <= self.channels < 1, "channels is a share from 0 to below 1, such as 0.3"),
+            (self.macs is None or 0 < self.macs <= 1, "macs is a share above 0, such as 0.5"),
+            (0 < self.minimum_channels <= 1, "minimum_channels is a share above 0, such as 0.1"),
+            (self.multiple_of is None or self.multiple_of >= 1, "multiple_of is 1 or more"),
+            (sum(bool(one) for one in (self.channels, self.macs)) < 2, "say channels or macs, not both"),
             *((_amount(getattr(self, k)), f"{k} is a share from 0 to below 1, or a whole number") for k in KINDS),
             (self.parameters is None or 0 < self.parameters <= 1, "parameters is a share above 0, such as 0.5"),
             (self.rounds >= 1, "rounds is 1 or more"),
@@ -181,7 +205,16 @@ class Settings:
     @property
     def cuts(self) -> bool:
         """Whether units are to go by amounts."""
-        return self.parameters is not None or any(getattr(self, kind) for kind in KINDS)
+        said = any(getattr(self, kind) for kind in (*KINDS, "channels"))
+        return said or self.parameters is not None or self.macs is not None
+
+    def only_for(self, pictures: bool) -> None:
+        """Raises ParedownError where a setting is given that is for text, or for `pictures`, alone."""
+        names, what = (_OF_TEXTS, "texts") if pictures else (_OF_PICTURES, "image classifiers")
+        for name in names:
+            if getattr(self, name) != _DEFAULT[name]:
+                said = "an image classifier" if pictures else "none"
+                raise ParedownError(f"{name.replace('_', '-')} is for {what}, and this model is {said}.")
 
     @property
     def sized(self) -> bool:
@@ -209,6 +242,10 @@ class Settings:
             return self.max_drop
         return DEFAULT_DROP if self.dial == "max_drop" else None
 
+    def normalization(self) -> dict[str, tuple[float, ...] | None]:
+        """What was said of the pictures."""
+        return {"mean": self.mean, "std": self.std, "size": self.size}
+
     def columns(self) -> dict[str, str | None]:
         """The columns named, by what they hold; None where the file's own header decides."""
         return {name: getattr(self, name) for name in COLUMNS}
@@ -216,7 +253,9 @@ class Settings:
     def objective(self) -> dict[str, float | str | None]:
         """The dial, its value, and the largest drop that passes."""
         said = [f"{kind} {getattr(self, kind):g}" for kind in KINDS if getattr(self, kind)]
-        said += [] if self.parameters is None else [f"parameters kept {self.parameters:g}"]
+        said += [f"channels {self.channels:g}"] if self.channels else []
+        kept = {"parameters": self.parameters, "macs": self.macs}
+        said += [f"{name} kept {share:g}" for name, share in kept.items() if share is not None]
         said += [f"zeros {self.share:g}, {self.pattern}"] if self.zeroes else []
         values = {"speedup": self.speedup, "latency_ms": self.latency_ms, "max_drop": self.gate}
         value = ", ".join(said) if self.dial == "amount" else values[self.dial]
@@ -235,6 +274,14 @@ class Settings:
             **{name.replace("_", "-"): column for name, column in self.columns().items()},
             **{kind: _said(getattr(self, kind)) for kind in KINDS},
             "parameters": self.parameters,
+            "channels": _said(self.channels),
+            "macs": self.macs,
+            "weights": self.weights,
+            **{name: value and ",".join(f"{one:g}" for one in value) for name, value in self.normalization().items()},
+            "minimum-channels": None if self.minimum_channels == 0.1 else self.minimum_channels,
+            "multiple-of": self.multiple_of,
+            "whole": self.whole,
+            "layer-shares": self.layer_shares,
             **({name.replace("_", "-"): getattr(self, name) for name in _OF_AMOUNTS} if self.cuts else {}),
             **({name: getattr(self, name) for name in (*_OF_ZEROS[:-1], *_HOW)} if self.zeroes else {}),
             **{name.replace("_", "-"): None if getattr(self, name) == 1 else getattr(self, name) for name in _LEAST},
@@ -251,7 +298,8 @@ class Settings:
         }
         for name, value in options.items():
             words += [f"--{name}", f"{value}"] if value not in (None, "") else []
-        words += [f"--{name}" for name in ("uniform", "permute") if getattr(self, name)]
+        switches = ("uniform", "permute", "by_sensitivity")
+        words += [f"--{name.replace('_', '-')}" for name in switches if getattr(self, name)]
         return shlex.join(words)
 
 
@@ -259,6 +307,10 @@ _GIVEN_WITH_AMOUNTS = ("criterion", "rounds", "recover", "lora", "steps", "minim
 _DEFAULT = {field.name: field.default for field in fields(Settings)}
 _OF_AMOUNTS = ("criterion", "depth_criterion", "ranking", "protect", "rounds", "schedule", "recover")
 _OF_ZEROS = ("pattern", "sparsity", "solver", "allocation", "permute")
+_OF_PICTURES = ("weights", "mean", "std", "size", "channels", "macs", "minimum_channels", "multiple_of", "whole")
+_OF_PICTURES += ("layer_shares", "by_sensitivity")
+_OF_TEXTS = (*KINDS, *COLUMNS, "protect", "minimum_heads", "minimum_neurons", "depth_criterion", "pattern", "lora")
+_OF_TEXTS += ("uniform", "tokens", "max_length")
 _HOW = ("rounds", "schedule", "recover")
 _LEAST = ("minimum_heads", "minimum_neurons")
 

@@ -28,8 +28,7 @@ from paredown.cores import cores
 from paredown.encoder import Encoder
 from paredown.errors import BadData, ParedownError
 from paredown.models import EMBEDDING, LoadedModel, load_model
-from paredown.pipeline._latency import at_once
-from paredown.pipeline._memory import give_back_what_is_freed
+from paredown.pipeline._memory import at_once, give_back_what_is_freed
 from paredown.pipeline._policies import (
     FITTED_TOKENS,
     alternative_of,

@@ -24,8 +24,7 @@ from paredown.errors import ParedownError, UnsupportedModel
 from paredown.network import Forward
 from paredown.pipeline._candidates import BASELINE, Candidate
 from paredown.pipeline._gate import Judged, as_row
-from paredown.pipeline._latency import at_once
-from paredown.pipeline._memory import give_back_what_is_freed
+from paredown.pipeline._memory import at_once, give_back_what_is_freed
 from paredown.pipeline._policies import (
     FITTED_TOKENS,
     alternative_of,

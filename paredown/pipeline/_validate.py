@@ -21,7 +21,7 @@ from paredown.pipeline import _loaders
 from paredown.pipeline._candidates import has_openvino
 from paredown.pipeline._claim import holds, slower, worse
 from paredown.pipeline._facts import parity_of, quality, speed
-from paredown.pipeline._latency import at_once
+from paredown.pipeline._memory import at_once
 from paredown.pipeline._prepare import describe_loaded, load_data, outputs_of, task_of, timing_batches
 from paredown.pipeline._settings import COLUMNS, Progress, Silent
 from paredown.targets import export_stock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paredown import registry
 from paredown.planning._channels import ChannelCosts, Product, channel_plan
+from paredown.planning._choices import Way, channel_levels, choose, plan_of, ways_of
 from paredown.planning._costs import Costs, arithmetic, error_of_width
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
 from paredown.planning._rounds import lifted, relative
@@ -18,10 +19,13 @@ __all__ = [
     "LatencyTable",
     "Product",
     "Shares",
+    "Way",
     "Widths",
     "arithmetic",
     "by_shares",
+    "channel_levels",
     "channel_plan",
+    "choose",
     "collapse_warnings",
     "error_of_width",
     "fit_latency",
@@ -30,7 +34,9 @@ __all__ = [
     "latency_probes",
     "lifted",
     "plan",
+    "plan_of",
     "relative",
+    "ways_of",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Cutting a traced network: channels out of its tensors, whose sizes in the graph follow, and branches out of its graph."""
+"""Cutting a traced network: channels out of its tensors, whose sizes follow, and branches out of its graph."""
 
 from __future__ import annotations
 
