@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from paredown.errors import UnsupportedModel
 from paredown.models import silenced
 
+IMAGE_CLASSIFICATION = "image-classification"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # means and deviations that most networks were trained with
 
 
@@ -32,6 +33,20 @@ class LoadedNetwork:
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     labels: tuple[str, ...] = ()
+
+
+def is_network(name: str, task: str | None = None) -> bool:
+    """Whether `name` stands for an image classifier: "package.module:factory", a folder whose first architecture is
+    one, or whatever the `task` says is one.
+    """
+    path = Path(name).expanduser()
+    if task == IMAGE_CLASSIFICATION or (":" in name and not path.exists()):
+        return True
+    try:
+        config: Any = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return str(config["architectures"][0]).endswith("ForImageClassification")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def load_network(name: str, *, weights: str | Path | None = None) -> LoadedNetwork:

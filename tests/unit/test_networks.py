@@ -14,7 +14,7 @@ from torch import nn
 from paredown.anatomy import describe_graph
 from paredown.errors import UnsupportedModel
 from paredown.graph import trace
-from paredown.networks import load_network
+from paredown.networks import is_network, load_network
 from paredown.surgery import cut_graph, mask_graph
 from paredown.types import Plan
 
@@ -119,3 +119,27 @@ def test_a_damaged_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UnsupportedModel, match="cannot be loaded"):
         load_network(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "config", "expected"),
+    [
+        ("my_networks:small", None, None, True),
+        ("my_networks:small", "text-classification", None, True),
+        ("folder", None, {"architectures": ["ResNetForImageClassification"]}, True),
+        ("folder", None, {"architectures": ["BertForSequenceClassification"]}, False),
+        ("folder", None, {"architectures": None}, False),
+        ("folder", None, None, False),
+        ("fol:der", None, {"architectures": ["BertModel"]}, False),
+        ("folder", "image-classification", None, True),
+        ("org/model", None, None, False),
+    ],
+)
+def test_what_stands_for_an_image_classifier(
+    tmp_path: Path, name: str, task: str | None, config: dict[str, Any] | None, expected: bool
+) -> None:
+    place = tmp_path / name
+    if config is not None:
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps(config))
+    assert is_network(str(place) if config is not None else name, task) is expected
