@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from paredown.errors import BadData, ParedownError
 
-DATA, BUDGET, AMOUNT, TARGET, RUN = (
+DATA, PICTURES, BUDGET, AMOUNT, TARGET, RUN = (
     "Data",
+    "Pictures: image classifiers",
     "Budget",
     "Amount: instead of a speed or a drop",
     "Target",
@@ -63,6 +64,33 @@ def amount(text: str) -> float:
     if not math.isfinite(value) or value < 0 or (value >= 1 and (said.endswith("%") or value != int(value))):
         raise typer.BadParameter(f"{said} is neither a share below 100% nor a whole number: write 25%, 0.25 or 2")
     return value
+
+
+def figures(text: str) -> tuple[float, ...]:
+    """What ".485,.456,.406" says of red, green and blue. Raises `typer.BadParameter`."""
+    try:
+        found = tuple(float(one) for one in str(text).split(","))
+    except ValueError:
+        found = ()
+    if len(found) != 3 or not all(map(math.isfinite, found)):
+        raise typer.BadParameter(f"{text!r} is not three numbers: write .485,.456,.406")
+    return found
+
+
+def deviations(text: str) -> tuple[float, ...]:
+    """The same where each must be above 0."""
+    found = figures(text)
+    if min(found) <= 0:
+        raise typer.BadParameter(f"{text!r} holds a deviation that is not above 0")
+    return found
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """The (height, width) that "224x224", or "224" for both, means. Raises `typer.BadParameter`."""
+    sides = str(text).lower().split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+        raise typer.BadParameter(f"{text!r} is not a size: write 224x224, the height first")
+    return int(sides[0]), int(sides[-1])
 
 
 def read_config(context: typer.Context, path: str | None) -> str | None:
@@ -155,6 +183,41 @@ ScoreColumn = Annotated[
         metavar="NAME",
         help="The column of how similar the two are, in figures.",
         rich_help_panel=DATA,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="Of package.module:factory, an image classifier of your own: a safetensors file.",
+        rich_help_panel=PICTURES,
+    ),
+]
+Mean = Annotated[
+    Any,
+    typer.Option(
+        "--mean",
+        metavar="R,G,B",
+        parser=figures,
+        help="What pictures / 255 are normalized with, .485,.456,.406; by default what the model's folder says.",
+        rich_help_panel=PICTURES,
+    ),
+]
+Std = Annotated[
+    Any,
+    typer.Option(
+        "--std", metavar="R,G,B", parser=deviations, help="And divided by, likewise.", rich_help_panel=PICTURES
+    ),
+]
+PictureSize = Annotated[
+    Any,
+    typer.Option(
+        "--size",
+        metavar="HEIGHTxWIDTH",
+        parser=picture_size,
+        help="What the pictures of a folder are scaled to, 224x224; by default what the model's folder says.",
+        rich_help_panel=PICTURES,
     ),
 ]
 BenchEval = Annotated[

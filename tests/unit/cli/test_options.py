@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from paredown.cli import main
 from paredown.cli._app import command
-from paredown.cli._options import amount, share
+from paredown.cli._options import amount, deviations, figures, picture_size, share
 
 if TYPE_CHECKING:
     from conftest import Fake
@@ -158,6 +159,31 @@ def test_an_amount(text: str, value: float) -> None:
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="write 25%, 0.25 or 2"):
         amount(text)
+
+
+def test_what_is_said_of_pictures() -> None:
+    assert figures(".485, .456,0.406") == (0.485, 0.456, 0.406)
+    assert figures("0,-1,2") == (0.0, -1.0, 2.0)
+    assert deviations("1,2,.5") == (1.0, 2.0, 0.5)
+    assert picture_size("224x192") == (224, 192) and picture_size("32") == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("parser", "text", "said"),
+    [
+        (figures, "1,2", "three numbers"),
+        (figures, "1,2,3,4", "three numbers"),
+        (figures, "a,b,c", "three numbers"),
+        (figures, "1,nan,3", "three numbers"),
+        (deviations, "1,0,1", "not above 0"),
+        (picture_size, "0x32", "write 224x224"),
+        (picture_size, "32x", "write 224x224"),
+        (picture_size, "3x2x1", "write 224x224"),
+    ],
+)
+def test_what_says_nothing_of_pictures_is_refused(parser: Callable[[str], object], text: str, said: str) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        parser(text)
 
 
 def test_without_a_dial_the_pipeline_chooses(fake: Fake) -> None:
