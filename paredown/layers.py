@@ -18,6 +18,7 @@ from paredown.graph import operator_of, run_seeing
 from paredown.types import Array
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+WIDEST = 6000  # inputs of a layer whose matrix of them is made and inverted, in a minute
 ROWS = 2**18  # that a layer's statistics are taken from: hundreds for each weight of an output
 
 
@@ -122,9 +123,21 @@ def gram(rows: Tensor) -> Tensor:
     return (rows.transpose(1, 2) @ rows).double()
 
 
+def widest(model: fx.GraphModule) -> int:
+    """The most inputs that an output of a layer has."""
+    return max((inputs_of(model, layer) for layer in layers_of(model)), default=0)
+
+
+def inputs_of(model: fx.GraphModule, layer: Layer) -> int:
+    """How many inputs an output of the layer has."""
+    return int(np.prod(model.get_parameter(layer.weight).shape[1:]))
+
+
 def input_grams(model: fx.GraphModule, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
-    """[groups, X + 1, X + 1] float64 of every layer by its node: means of x x' over rows of these pictures."""
-    layers = {layer.node: layer for layer in layers_of(model)}
+    """[groups, X + 1, X + 1] float64 of every layer by its node: means of x x' over rows of these pictures. Layers with
+    more than `WIDEST` inputs are left out.
+    """
+    layers = {layer.node: layer for layer in layers_of(model) if inputs_of(model, layer) <= WIDEST}
     seen: dict[str, Tensor] = {}
     count, random = sum(map(len, pictures)), torch.Generator().manual_seed(0)
 

@@ -229,14 +229,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Budget:
-    """Exactly one dial. `metric` is latency, params or macs; `keep` the share of the dense model's that may stay."""
+    """Exactly one dial. `metric` is latency, params, macs or channels; `keep` the share of the dense model's that may
+    stay.
+    """
 
     metric: str
     keep: float
 
     def __post_init__(self) -> None:
-        if self.metric not in ("latency", "params", "macs"):
-            raise ValueError(f"metric is {self.metric!r}; choose latency, params or macs")
+        if self.metric not in ("latency", "params", "macs", "channels"):
+            raise ValueError(f"metric is {self.metric!r}; choose latency, params, macs or channels")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep is {self.keep}; it is a share, above 0 and at most 1")
 

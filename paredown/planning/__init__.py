@@ -5,7 +5,7 @@ from __future__ import annotations
 from paredown import registry
 from paredown.planning._channels import ChannelCosts, Product, channel_plan
 from paredown.planning._choices import Way, channel_levels, choose, plan_of, ways_of
-from paredown.planning._costs import Costs, arithmetic, error_of_width
+from paredown.planning._costs import Costs, arithmetic, error_of_width, infeasible
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
 from paredown.planning._rounds import lifted, relative
 from paredown.planning._shares import RANKINGS, SCHEDULES, Shares, by_shares, collapse_warnings, gone_by
@@ -30,6 +30,7 @@ __all__ = [
     "error_of_width",
     "fit_latency",
     "gone_by",
+    "infeasible",
     "latency_costs",
     "latency_probes",
     "lifted",

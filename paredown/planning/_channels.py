@@ -30,12 +30,15 @@ class Product:
 
 
 class ChannelCosts:
-    """Multiply-accumulates of one picture, or parameters, as a function of how many units each group keeps."""
+    """Multiply-accumulates of one picture, parameters, or channels, by how many units each group keeps."""
 
-    def __init__(self, anatomy: GraphAnatomy, products: Sequence[Product], metric: str):
-        if metric not in ("macs", "params"):
-            raise ValueError(f"metric is {metric!r}; choose macs or params")
-        self._terms = []
+    def __init__(self, anatomy: GraphAnatomy, products: Sequence[Product], metric: str, free: Sequence[str] = ()):
+        if metric not in ("macs", "params", "channels"):
+            raise ValueError(f"metric is {metric!r}; choose macs, params or channels")
+        self._free = free if metric == "channels" else ()  # channels count where they may go
+        self._terms: list[tuple[int, list[tuple[int, dict[str, int]]]]] = []
+        if metric == "channels":
+            return
         owned: dict[tuple[str, int], dict[str, int]] = {}
         units = {group.name: group.units for group in anatomy.channels}
         for group in anatomy.channels:
@@ -51,7 +54,7 @@ class ChannelCosts:
             self._terms.append((window * (one.places if metric == "macs" else 1), sides))
 
     def __call__(self, widths: Mapping[str, int]) -> float:
-        total = 0.0
+        total = float(sum(widths[name] for name in self._free))
         for weight, sides in self._terms:
             sizes = [fixed + sum(widths[name] * count for name, count in each.items()) for fixed, each in sides]
             total += weight * sizes[0] * sizes[1]
@@ -71,7 +74,7 @@ def channel_plan(
     minimum: float = 0.1,
     inexact: bool = False,
 ) -> Plan:
-    """The plan that keeps `budget.keep` of the network's macs or params.
+    """The plan that keeps `budget.keep` of the network's macs or params, or of the channels that may be cut.
 
     With the "global" `ranking` one threshold on the scores parts what goes; with "local" every group loses the same
     share, its own lowest. `protect` names groups that stay whole, `shares` what others lose, whatever the ranking says.
@@ -86,9 +89,9 @@ def channel_plan(
             raise ParedownError(f"there is no group of channels {name!r}; there are {', '.join(sorted(names))}")
     if ranking not in ("global", "local"):
         raise ValueError(f"ranking is {ranking!r}; choose global or local")
-    cost = ChannelCosts(anatomy, products, budget.metric)
     whole = {group.name: group.units for group in anatomy.channels}
     free = [g for g in anatomy.channels if g.name not in protect and g.name not in shares and (g.exact or inexact)]
+    cost = ChannelCosts(anatomy, products, budget.metric, [group.name for group in free])
     fixed = {name: _liked(whole[name] * (1 - share), whole[name], limits, minimum) for name, share in shares.items()}
     values = np.sort(np.concatenate([scores.values[g.name] for g in free])) if free else np.zeros(0)
 

@@ -13,11 +13,11 @@ from torch import nn
 from paredown import registry
 from paredown.recovery._embedder import Course, Lesson, check_installed, fit_embedder
 from paredown.recovery._pictures import train_on_pictures
-from paredown.recovery._refit import refit_graph
+from paredown.recovery._refit import refit_graph, refit_inputs
 
 Model = TypeVar("Model", bound=nn.Module)
 
-__all__ = ["Course", "Lesson", "check_installed", "fit_embedder", "recover", "refit_graph", "train_on_pictures"]
+__all__ = ["Course", "Lesson", "check_installed", "fit_embedder", "recover", "refit_graph", "refit_inputs", "train_on_pictures"]
 
 
 def recover(small: Model, *, method: str = "reconstruct", **settings: Any) -> Any:

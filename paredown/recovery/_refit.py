@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from paredown.calibration import ridge_regression
 from paredown.errors import BadData
 from paredown.graph import copied, operator_of, tensor_of
-from paredown.layers import Layer, layers_of
+from paredown.layers import WIDEST, Layer, inputs_of, layers_of
 from paredown.types import GraphAnatomy, Plan
 
 STEEPEST = 100.0  # a norm that scales by less than one over this hands nothing on that could be made up for
@@ -59,7 +59,7 @@ def refit_graph(
                 continue
             layer = layers.get(node.name)
             if layer is not None:
-                if weights and layer.weight not in seen:
+                if weights and layer.weight not in seen and inputs_of(fitted, layer) <= WIDEST:
                     seen.add(layer.weight)  # one that is used twice is fitted where it is used first
                     weight = fitted.get_parameter(layer.weight)
                     size = teacher.get_parameter(layer.weight).shape[0]
@@ -95,7 +95,7 @@ def refit_inputs(
         for layer in layers_of(small):
             weight, whole = (model.get_parameter(layer.weight) for model in (small, dense))
             stay = anatomy.kept(plan, layer.weight, 1, whole.shape[1])
-            if len(stay) == whole.shape[1] or layer.groups != theirs[layer.node].groups:
+            if len(stay) == whole.shape[1] or layer.node not in grams or layer.groups != theirs[layer.node].groups:
                 continue
             out = torch.from_numpy(anatomy.kept(plan, layer.weight, 0, whole.shape[0]))
             inputs = torch.from_numpy(layer.inputs_of(stay[:, None], tuple(whole.shape)).ravel())

@@ -1,0 +1,204 @@
+"""Smaller image classifiers: planned to a time or an amount, cut, re-fitted, trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from paredown import planning
+from paredown.errors import InfeasibleBudget
+from paredown.layers import layers_of
+from paredown.pipeline._ladder import HOPELESS, MARGIN, out_of_reach
+from paredown.pipeline._loaders import state_of
+from paredown.pipeline._network_table import Table
+from paredown.pipeline._networks import Pictured
+from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._students import Student
+from paredown.pipeline._work import Work
+from paredown.recovery import refit_graph, train_on_pictures
+from paredown.surgery import cut_graph
+from paredown.types import Plan
+
+# Speed-ups of the students that are tried when a drop is the dial. On the CIFAR ResNets 1.3 times passed untrained, and
+# twice after twenty minutes.
+REFITTED = (1.15, 1.3, 1.6)
+TRAINED = (1.6, 2.0, 3.0)
+BRIEFLY_TRAINED = 1.4  # with less than two minutes: what is cut deeper does not come back in that time
+FEW_MINUTES = 2.0
+
+
+@dataclass
+class NetworkWorkshop:
+    """What all students of a run share."""
+
+    prepared: Pictured
+    settings: Settings
+    work: Work
+    progress: Progress
+    table: Table
+
+    # ------------------------------------------------------------------------------------------- for a speed or a drop
+
+    def for_speed(self, dense_seconds: float) -> list[Student]:
+        """The students of a run whose dial is a speed or a drop; `dense_seconds` are the fastest dense model's."""
+        settings, watch = self.settings, self.table.watch
+        students: list[Student] = []
+        for name, seconds, minutes in self._rungs(dense_seconds):
+            try:
+                plan, predictions = self.table.plan(name, seconds)
+            except InfeasibleBudget as error:
+                if settings.dial == "max_drop":
+                    self.progress.say(f"{name} is out of reach on {settings.target}.")
+                    continue
+                closest = dense_seconds / error.closest if settings.dial == "speedup" else error.closest * 1e3
+                raise out_of_reach(settings, closest) from None
+            if settings.dial != "max_drop" and (missed := predictions[-1]["measured_ms"] / 1e3) * HOPELESS > seconds:
+                raise out_of_reach(settings, dense_seconds / missed if settings.dial == "speedup" else missed * 1e3)
+            students.append(self.student(name, plan, minutes, predictions))
+        assert watch.dense
+        return students
+
+    def _rungs(self, dense_seconds: float) -> list[tuple[str, float, float]]:
+        """(name, seconds, minutes of training) of the students to make."""
+        settings, watch = self.settings, self.table.watch
+        minutes = settings.minutes if settings.trains else 0.0
+        if settings.dial != "max_drop":
+            goal = settings.latency_ms / 1e3 if settings.latency_ms else dense_seconds / (settings.speedup or 1.0)
+            return [] if goal / MARGIN >= watch.dense else [("at the target", goal / MARGIN, minutes)]
+        if not minutes:
+            speeds: list[tuple[float, float]] = [(speed, 0.0) for speed in REFITTED]
+        elif minutes < FEW_MINUTES:
+            speeds = [(BRIEFLY_TRAINED, minutes)]
+        else:
+            speeds = [(REFITTED[1], 0.0), *((speed, minutes / len(TRAINED)) for speed in TRAINED)]
+        return [(f"{speed:g} times{', trained' * bool(taken)}", watch.dense / speed, taken) for speed, taken in speeds]
+
+    # ------------------------------------------------------------------------------------------------- for an amount
+
+    def for_amount(self) -> list[Student]:
+        """The student of the amount that was asked for: scored, cut and recovered in one round or in several."""
+        settings = self.settings
+        name = f"{settings.objective()['value']}"
+        records: list[dict[str, Any]] = []
+        curve: tuple[dict[str, Any], ...] = ()
+        model, plan, given = self.prepared.model, Plan(self.prepared.anatomy.fingerprint, {}), None
+        for number in range(1, settings.rounds + 1):
+            share = 1.0
+            if number < settings.rounds:
+                share = planning.gone_by(1.0, number / settings.rounds, settings.schedule)
+            plan = self.table.sized(share)
+            stage = name if settings.rounds == 1 else f"{name}, round {number}"
+            minutes = (settings.minutes if settings.trains else 0.0) / settings.rounds
+            made = self.student(stage, plan, minutes, from_=given)
+            model, curve, given = made.model, curve + made.recovery, made
+            records.append(self._record(number, plan, made))
+        return [Student(name, "pruned", plan, model, recovery=curve, rounds=tuple(records))]
+
+    def _record(self, number: int, plan: Plan, made: Student) -> dict[str, Any]:
+        data, task = self.prepared.splits.guardrail, self.prepared.task
+
+        def judged() -> dict[str, Any]:
+            outputs = self.prepared.outputs_of(made.model, data)
+            return {"quality": float(task.per_example(outputs, data).mean())}
+
+        size = sum(parameter.numel() for parameter in made.model.parameters())
+        return {"round": number, "plan_id": plan.id, "parameters": size, **self.work.json(f"judged-{number}", judged)}
+
+    # --------------------------------------------------------------------------------------------------------- one
+
+    def student(
+        self,
+        name: str,
+        plan: Plan,
+        minutes: float,
+        predictions: tuple[dict[str, Any], ...] = (),
+        from_: Student | None = None,
+    ) -> Student:
+        """The network cut by a plan, re-fitted unless nothing is to follow a cut, and trained for so many minutes.
+
+        Cut `from_` a student of an earlier round, it begins with what that one has learnt.
+        """
+        prepared, settings = self.prepared, self.settings
+        small = cut_graph(prepared.model, prepared.anatomy, plan)
+        if from_ is not None:
+            self._inherit(small, plan, from_)
+        if settings.recover != "none":
+            self._load(small, self.work.tensors(f"refit-{name}", lambda: self._refitted(name, small, plan)))
+        curve: tuple[dict[str, Any], ...] = ()
+        if minutes or (settings.steps and settings.trains):
+            lessons: list[dict[str, Any]] = []
+            self._load(small, self.work.tensors(f"train-{name}", lambda: self._trained(name, small, minutes, lessons)))
+            curve = tuple(self.work.json(f"lessons-{name}", lambda: lessons))
+        return Student(name, "pruned", plan, small, predictions=predictions, recovery=curve)
+
+    def _inherit(self, small: fx.GraphModule, plan: Plan, earlier: Student) -> None:
+        """Puts into a cut network the tensors that an earlier, larger student has, as far as the plan keeps them."""
+        anatomy = self.prepared.anatomy
+        whole = dict(self.prepared.model.state_dict())
+        theirs = dict(earlier.model.state_dict())
+        with torch.no_grad():
+            for name, tensor in small.state_dict().items():
+                value = theirs[name]
+                for axis, size in enumerate(whole[name].shape):
+                    before, now = (anatomy.kept(one, name, axis, size).tolist() for one in (earlier.plan, plan))
+                    at = {entry: place for place, entry in enumerate(before)}
+                    value = value.index_select(axis, torch.tensor([at[entry] for entry in now]))
+                tensor.copy_(value)
+
+    def _refitted(self, name: str, small: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
+        prepared = self.prepared
+        self.progress.stage(f"Re-fitting {name}", len(layers_of(small)))
+        fitted = refit_graph(
+            small,
+            teacher=prepared.model,
+            anatomy=prepared.anatomy,
+            plan=plan,
+            pictures=prepared.batches(prepared.scored),
+            progress=self.progress.advance,
+        )
+        return state_of(fitted)
+
+    def _trained(
+        self, name: str, small: fx.GraphModule, minutes: float, lessons: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        settings, prepared = self.settings, self.prepared
+        steps = settings.steps
+        said: Callable[[Any], None] = _said(self.progress, steps)
+        self.progress.stage(f"Training {name}", float(steps) if steps else 60 * minutes)
+        trained, history = train_on_pictures(
+            small,
+            teacher=prepared.model,
+            data=prepared.splits.calibration,
+            mean=prepared.mean,
+            std=prepared.std,
+            minutes=None if steps else minutes,
+            steps=steps,
+            objective="finetune" if settings.recover == "finetune" else "distill",
+            checkpoint=self.work.path(f"train-{name}.checkpoint"),
+            seed=settings.seed,
+            report=said,
+        )
+        lessons += [
+            {"candidate": name, "minutes": one.seconds / 60, "step": one.step, "distance": one.distance}
+            for one in history
+        ]
+        return state_of(trained)
+
+    def _load(self, model: fx.GraphModule, state: dict[str, Tensor]) -> None:
+        model.load_state_dict(state, strict=True)
+
+
+def _said(progress: Progress, steps: int | None) -> Callable[[Any], None]:
+    """Moves the bar by what was done since the last word."""
+    before = [0.0]
+
+    def said(one: Any) -> None:
+        now = float(one.step if steps else one.seconds)
+        progress.advance(now - before[0], f"divergence {one.best:.4f}")
+        before[0] = now
+
+    return said

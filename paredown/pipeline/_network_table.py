@@ -1,0 +1,371 @@
+"""What each part of an image classifier costs on the target and what it is worth: tables of times and errors, in which
+one part alone is changed. Plans are solved from them and timed before they are believed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from paredown import planning
+from paredown.errors import InfeasibleBudget
+from paredown.importance import score_channels
+from paredown.layers import WIDEST, input_grams, macs, places_of, widest
+from paredown.pipeline import _loaders
+from paredown.pipeline._networks import Pictured, first_group
+from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._work import Work
+from paredown.planning import Way
+from paredown.recovery import refit_inputs
+from paredown.surgery import cut_graph
+from paredown.targets import export_graph
+from paredown.types import BRANCHES, Budget, Limits, Plan, Scores
+from paredown.validation.timing import Alternative, Timing, measure
+
+ROUNDS = 5  # of timing a table
+CAREFUL = 9  # of timing a plan
+JUDGED_MACS = 3e12  # of all the pictures on which errors are measured: a minute on two cores
+BLEND = 0.7  # of a picture, the rest of another
+FEWEST_JUDGED, MOST_JUDGED = 32, 512
+AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
+TURNS = 4  # of solving again
+MULTIPLE = 8  # of channels, unless it is said otherwise: a register of floats; wider steps are found by timing
+HALVINGS = 12  # of a share: to within a thousandth
+
+Key = tuple[str, int]  # a group and a width of it, or "branches" and the number of one
+
+
+@dataclass
+class NetworkStopwatch:
+    """Times graphs on the target, always beside the dense one so that a drifting clock cancels out.
+
+    `metric` is "offline" (seconds per pass over batches) or "single" (median seconds of one picture).
+    """
+
+    prepared: Pictured
+    settings: Settings
+    work: Work
+    metric: str
+    dense: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        batches, singles = self.prepared.timing()
+        self._batches = batches[:1]
+        self._singles = singles if self.metric == "single" else []
+
+    def time(
+        self, models: Mapping[str, fx.GraphModule], *, rounds: int = ROUNDS, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """Seconds of each by name, as multiples of the dense one's in the same run times its first measured time."""
+        names, found = list(models), dict[str, float]()
+        size = self.prepared.together - 1
+        for start in range(0, len(names), size):
+            part = names[start : start + size]
+            files = [self.work.path(f"probe-{start + number}.onnx") for number in range(len(part))]
+            for name, file in zip(part, files, strict=True):
+                self.alternative(models[name], name, file)
+                if progress:
+                    progress.advance(0.5)
+            ways = [self.alternative(models[name], name, file) for name, file in zip(part, files, strict=True)]
+            found |= self.against(ways, rounds=rounds)
+            for file in files:
+                file.unlink(missing_ok=True)
+            if progress:
+                progress.advance(0.5 * len(part))
+        return found
+
+    def against(self, alternatives: Sequence[Alternative], *, rounds: int = ROUNDS) -> dict[str, float]:
+        """The same of alternatives that are there."""
+        file = self.work.file("dense.onnx", lambda path: export_graph(self.prepared.model, path))
+        dense = self.alternative(self.prepared.model, "dense, as it is", file)
+        timings = measure(
+            [dense, *alternatives],
+            self._batches,
+            singles=self._singles,
+            rounds=rounds,
+            threads=self.settings.threads,
+            together=self.prepared.together,
+        )
+        reference = self._seconds(timings[dense.name])
+        self.dense = self.dense or float(np.median(reference))
+        ratios = {one.name: np.median(self._seconds(timings[one.name]) / reference) for one in alternatives}
+        return {name: float(ratio) * self.dense for name, ratio in ratios.items()}
+
+    def alternative(self, model: fx.GraphModule, name: str, file: Path) -> Alternative:
+        """A graph as a worker runs it on the target, its file written unless it is there."""
+        return on_target(self.settings.target, model, name, file)
+
+    def _seconds(self, timing: Timing) -> Any:
+        return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1) / 1e3
+
+
+def on_target(target: str, model: fx.GraphModule, name: str, file: Path) -> Alternative:
+    """A graph as a worker runs it: an ONNX file, or for torch a folder with the graph and its tensors."""
+    if target == "torch":
+        folder = file.with_suffix("")
+        if not folder.exists():
+            _loaders.save_graph(model, folder)
+        return Alternative(name, _loaders.GRAPH, str(folder))
+    if not file.exists():
+        export_graph(model, file)
+    return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(file))
+
+
+@dataclass
+class Table:
+    """Times and errors of every part changed alone, and the plans that are made from them."""
+
+    prepared: Pictured
+    settings: Settings
+    work: Work
+    watch: NetworkStopwatch
+    progress: Progress
+
+    @cached_property
+    def limits(self) -> Limits:
+        return Limits(multiple_of=self.settings.multiple_of or MULTIPLE)
+
+    @cached_property
+    def criterion(self) -> str:
+        """The one asked for, or "obs", but for layers too wide for it "taylor_gate"."""
+        return self.settings.criterion or ("obs" if widest(self.prepared.model) <= WIDEST else "taylor_gate")
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Of all channels; the answers that gradients are of are drawn from the network's own."""
+        prepared = self.prepared
+
+        def compute() -> dict[str, Tensor]:
+            self.progress.stage(f"Scoring channels by {self.criterion}")
+            batches = prepared.batches(prepared.scored)
+            found = score_channels(prepared.model, prepared.anatomy, self.criterion, batches, seed=self.settings.seed)
+            return {name: torch.from_numpy(np.asarray(value)) for name, value in found.values.items()}
+
+        stored = self.work.tensors(f"scores-{self.criterion}", compute)
+        return Scores(self.criterion, {name: value.numpy() for name, value in stored.items()})
+
+    @cached_property
+    def whole(self) -> tuple[str, ...]:
+        """The groups that are not cut: those named, or by default the first layer's."""
+        named = self.settings.whole
+        if named == "none":
+            return ()
+        return tuple(filter(None, named.split(","))) if named else tuple(filter(None, [first_group(self.prepared)]))
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """What single layers are to lose, as asked for."""
+        found = {}
+        for said in filter(None, self.settings.layer_shares.split(",")):
+            name, _, share = said.partition("=")
+            found[name.strip()] = float(share.strip().removesuffix("%")) / (100 if share.strip().endswith("%") else 1)
+        return found
+
+    @cached_property
+    def keys(self) -> list[Key]:
+        """All that is tried: levels of the groups that may be cut, and the branches."""
+        anatomy, least = self.prepared.anatomy, self.settings.minimum_channels
+        found = [
+            (group.name, width)
+            for group in anatomy.channels
+            if group.exact and group.name not in self.whole
+            for width in planning.channel_levels(group.units, self.limits, least)
+        ]
+        return found + [(BRANCHES, number) for number in range(len(anatomy.branches))]
+
+    def plan_with(self, keys: Sequence[Key]) -> Plan:
+        """The plan in which these alone are changed."""
+        ways = [Way({}, gone=key[1]) if key[0] == BRANCHES else Way(dict([key])) for key in keys]
+        return planning.plan_of(self.prepared.anatomy, self.scores, ways)
+
+    # ------------------------------------------------------------------------------------------------------- tables
+
+    @cached_property
+    def errors(self) -> dict[Key, float]:
+        """What the answers diverge by, KL(dense || changed) in nats a picture, where a key's change is made alone and
+        the layers behind it are re-fitted.
+        """
+
+        def compute() -> list[float]:
+            prepared, pictures = self.prepared, self._judging()
+            self.progress.stage("Measuring what each part is worth", len(self.keys))
+            grams = input_grams(prepared.model, prepared.batches(prepared.scored))
+            with torch.inference_mode():
+                wanted = [F.log_softmax(prepared.model(x), 1) for x in pictures]
+                found = []
+                for key in self.keys:
+                    plan = self.plan_with([key])
+                    small = cut_graph(prepared.model, prepared.anatomy, plan)
+                    if key[0] != BRANCHES:
+                        refit_inputs(small, dense=prepared.model, anatomy=prepared.anatomy, plan=plan, grams=grams)
+                    found.append(_divergence(small, pictures, wanted))
+                    self.progress.advance(note=f"{key[0]} {key[1]}")
+            return found
+
+        return dict(zip(self.keys, self.work.json("errors", compute), strict=True))
+
+    def _judging(self) -> list[Tensor]:
+        """Calibration pictures that did not score, where there are enough, each blended with another.
+
+        A network is surer of the pictures that it was trained on than of new ones, and less is lost on them. Seven
+        parts of one and three of another lose what test pictures lose, within a sixth (cifar10-resnet20: 34 changes).
+        """
+        data = self.prepared.splits.calibration
+        count = int(JUDGED_MACS / max(1, len(self.keys)) / self.prepared.macs)
+        count = min(max(count, FEWEST_JUDGED), MOST_JUDGED, len(data))
+        first = min(len(self.prepared.scored), len(data) - count)
+        pictures = self.prepared.batches(data.take(np.arange(first, first + count)))
+        return [BLEND * x + (1 - BLEND) * x.roll(1, 0) for x in pictures]
+
+    @cached_property
+    def seconds(self) -> dict[Key, float]:
+        """What each key's change saves on the target. Parts of the same shapes are changed together, once for all."""
+
+        def compute() -> dict[str, Any]:
+            alike = self._alike()
+            self.progress.stage(f"Timing parts on {self.settings.target}", len(alike))
+            prepared = self.prepared
+            models = {
+                str(number): cut_graph(prepared.model, prepared.anatomy, self.plan_with(keys))
+                for number, keys in enumerate(alike)
+            }
+            taken = self.watch.time(models, progress=self.progress)
+            saved = [(self.watch.dense - taken[str(number)]) / len(keys) for number, keys in enumerate(alike)]
+            return {"dense": self.watch.dense, "saved": saved}
+
+        stored = self.work.json(f"seconds-{self.watch.metric}", compute)
+        self.watch.dense = self.watch.dense or float(stored["dense"])
+        found = {key: saved for keys, saved in zip(self._alike(), stored["saved"], strict=True) for key in keys}
+        return _narrower_saves_more(found)
+
+    def _alike(self) -> list[list[Key]]:
+        """The keys, those together that change the same of layers of the same shapes and places."""
+        places, anatomy = places_of(self.prepared.model), self.prepared.anatomy
+        kinds: dict[Any, list[Key]] = {}
+        for name, number in self.keys:
+            if name == BRANCHES:
+                about: Any = Counter(places[weight] for weight in anatomy.branches[number].weights)
+                kind = (BRANCHES, frozenset(about.items()))
+            else:
+                parts = [part for part in anatomy.group(name).slices if part.tensor in places]
+                about = Counter((places[part.tensor], part.axis, part.positions.shape) for part in parts)
+                kind = (number, frozenset(about.items()))
+            kinds.setdefault(kind, []).append((name, number))
+        return list(kinds.values())
+
+    # -------------------------------------------------------------------------------------------------------- plans
+
+    def plan(self, name: str, seconds: float) -> tuple[Plan, tuple[dict[str, Any], ...]]:
+        """The plan that takes at most `seconds` as measured, and how its time was predicted: solved, timed, and solved
+        again until both agree. Raises InfeasibleBudget with the fewest seconds.
+        """
+        stored = self.work.json(f"plan-{name}", lambda: self._solved(name, seconds))
+        return Plan.from_json(stored["plan"]), tuple(stored["predictions"])
+
+    def _solved(self, name: str, seconds: float) -> dict[str, Any]:
+        prepared, parts = self.prepared, planning.ways_of(self.prepared.anatomy, self.seconds, self.errors)
+        self.progress.stage(f"Planning {name}", TURNS)
+        predictions: list[dict[str, Any]] = []
+        tried: list[tuple[float, Plan]] = []
+        factor = 1.0  # what is really saved of what the table says
+        for turn in range(1, TURNS + 1):
+            try:
+                ways = planning.choose(parts, (self.watch.dense - seconds) / factor)
+            except InfeasibleBudget as error:
+                if tried:
+                    break
+                error.closest = self.watch.dense - error.closest
+                raise
+            predicted = self.watch.dense - factor * sum(way.saved for way in ways)
+            plan = planning.plan_of(prepared.anatomy, self.scores, ways, f"{self.criterion}, as timed")
+            small = cut_graph(prepared.model, prepared.anatomy, plan)
+            measured = self.watch.time({name: small}, rounds=CAREFUL)[name]
+            predictions.append(
+                {"round": turn, "what": name, "predicted_ms": predicted * 1e3, "measured_ms": measured * 1e3}
+            )
+            tried.append((measured, plan))
+            self.progress.advance()
+            saved = sum(way.saved for way in ways)
+            if abs(predicted / measured - 1) <= AGREEMENT or saved <= 0:
+                break
+            factor = max(0.2, (self.watch.dense - measured) / saved)
+        fast = [one for one in tried if one[0] <= seconds * (1 + AGREEMENT)]
+        best = max(fast, key=lambda one: one[0]) if fast else min(tried, key=lambda one: one[0])
+        return {"plan": best[1].to_json(), "predictions": predictions}
+
+    def sized(self, share: float = 1.0) -> Plan:
+        """The plan of the amount that was asked for, of which a `share` (0 to 1) is gone by now."""
+        settings, prepared = self.settings, self.prepared
+        stays = {"channels": 1 - settings.channels, "macs": settings.macs, "params": settings.parameters}
+        metric = next(name for name in ("channels", "macs", "params") if stays[name] not in (None, 1))
+        budget = Budget(metric, 1 - (1 - (stays[metric] or 0.0)) * share)
+        if settings.by_sensitivity:
+            return self._by_sensitivity(budget)
+        products = [planning.Product(name, *about) for name, about in places_of(prepared.model).items()]
+        return planning.channel_plan(
+            prepared.anatomy,
+            self.scores,
+            budget,
+            products,
+            Limits(multiple_of=settings.multiple_of or 1),
+            ranking="local" if settings.ranking == "layer" else "global",
+            protect=[name for name in self.whole if name not in self.shares],
+            shares=self.shares,
+            minimum=settings.minimum_channels,
+        )
+
+    def _by_sensitivity(self, budget: Budget) -> Plan:
+        """The least error in all for the budget, from what each part costs and loses alone."""
+        prepared = self.prepared
+        count = macs if budget.metric == "macs" else _parameters
+        whole = count(prepared.model)
+
+        def saved() -> list[float]:
+            self.progress.stage("Counting what each part is", len(self.keys))
+            cuts = (cut_graph(prepared.model, prepared.anatomy, self.plan_with([key])) for key in self.keys)
+            return [float(whole - count(one)) for one in cuts]
+
+        stored = dict(zip(self.keys, self.work.json(f"counts-{budget.metric}", saved), strict=True))
+        parts = planning.ways_of(prepared.anatomy, stored, self.errors)
+        low, high = 0.0, sum(max(way.saved for way in part) for part in parts)
+        best: Plan | None = None
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            plan = planning.plan_of(prepared.anatomy, self.scores, planning.choose(parts, middle), "by sensitivity")
+            fits = count(cut_graph(prepared.model, prepared.anatomy, plan)) <= budget.keep * whole
+            low, high, best = (low, middle, plan) if fits else (middle, high, best)
+        if best is None:
+            narrowest = planning.plan_of(prepared.anatomy, self.scores, planning.choose(parts, low))
+            least = count(cut_graph(prepared.model, prepared.anatomy, narrowest))
+            raise planning.infeasible(budget.keep * whole, least)
+        return best
+
+
+def _parameters(model: fx.GraphModule) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _divergence(model: fx.GraphModule, pictures: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """KL(dense || model) in nats a picture; `wanted` are the dense network's log-probabilities."""
+    total = 0.0
+    for x, y in zip(pictures, wanted, strict=True):
+        total += float(F.kl_div(F.log_softmax(model(x), 1), y, log_target=True, reduction="sum"))
+    return total / sum(map(len, pictures))
+
+
+def _narrower_saves_more(saved: Mapping[Key, float]) -> dict[Key, float]:
+    """The table with what noise turned round mended: nothing saves less than nothing, or less than a wider one."""
+    found: dict[Key, float] = {}
+    for key in sorted(saved, key=lambda key: (key[0], -key[1])):
+        wider = [found[other] for other in found if other[0] == key[0]] if key[0] != BRANCHES else []
+        found[key] = max(0.0, saved[key], *wider)
+    return found
