@@ -55,7 +55,8 @@ class Layer:
             x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
         many = len(size)
         if places is not None:
-            x, many = x[(slice(None), slice(None), *torch.unravel_index(places, x.shape[2 : 2 + many]))], 1
+            at: Any = (slice(None), slice(None), *torch.unravel_index(places, x.shape[2 : 2 + many]))
+            x, many = x[at], 1
         x = x.unflatten(1, (self.groups, -1))  # [B, groups, C, places..., window...]
         order = [1, 0, *range(3, 3 + many), 2, *range(3 + many, x.ndim)]
         return x.permute(order).flatten(2 + many).flatten(1, 1 + many)

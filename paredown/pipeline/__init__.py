@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from paredown.bundle import Bundle
+from paredown.networks import LoadedNetwork
 from paredown.pipeline._bench_sparse import bench_sparse
 from paredown.pipeline._embedder import EmbedderSettings, distill_embedder, train_embedder
 from paredown.pipeline._fewshot import fewshot
@@ -14,6 +16,9 @@ from paredown.pipeline._study import StudySettings, compare, score_model, sensit
 from paredown.pipeline._token_search import SearchSettings, search_tokens
 from paredown.pipeline._tokens import TokenSettings, sweep_tokens
 from paredown.pipeline._validate import bench, validate
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "EmbedderSettings",
@@ -41,7 +46,7 @@ __all__ = [
 
 
 def prune(
-    model: str,
+    model: str | nn.Module,
     *,
     data: str,
     eval: str | None = None,
@@ -79,6 +84,17 @@ def prune(
     seed: int = 0,
     threads: int | None = None,
     max_length: int | None = None,
+    weights: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: tuple[int, int] | None = None,
+    channels: float = 0.0,
+    macs: float | None = None,
+    minimum_channels: float = 0.1,
+    multiple_of: int | None = None,
+    whole: str = "",
+    layer_shares: str = "",
+    by_sensitivity: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """A smaller, faster, proven model as a bundle at `out`; `.report()` gives the facts.
@@ -91,14 +107,21 @@ def prune(
     `sublayers`, or as many heads and neurons as leave a share of all `parameters`; at once or in `rounds`. That is how
     language models are pruned. See `Settings` for the rest.
 
+    An image classifier is a folder of transformers, "package.module:factory" with its `weights`, or a module; its
+    amounts are a share of the `channels` that goes, or of the `macs` or `parameters` that stays.
+
     Raises GateFailed when no candidate passed (the closest is at `out`, marked as not accepted), InfeasibleBudget
     with the closest reachable speed, UnsupportedModel and BadData before any long work. A run that was stopped goes on
     where it was when called again with the same arguments.
     """
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "progress"}
-    for name in ("model", "data", "eval", "out", "tokens"):  # paths are welcome too
+    network = None
+    if not isinstance(model, str | Path):
+        network = LoadedNetwork(type(model).__name__, model)
+        arguments["model"] = network.source
+    for name in ("model", "data", "eval", "out", "tokens", "weights"):  # paths are welcome too
         arguments[name] = None if arguments[name] is None else str(arguments[name])
-    return run(Settings(**arguments), progress or Silent())
+    return run(Settings(**arguments), progress or Silent(), network=network)
 
 
 def sparsify(

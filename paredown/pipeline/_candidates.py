@@ -39,7 +39,7 @@ BASELINE = "dense"  # the kind of the fp32 alternatives that speed-ups are measu
 class Candidate:
     """One possible answer. `eligible` ones run on the target asked for and are not merely a baseline or a control.
 
-    `kind`: dense, folded, dense-int8, pruned, pruned-int8, layer-drop, layer-drop-int8, tokens, tokens-int8,
+    `kind`: dense, folded, whole, dense-int8, pruned, pruned-int8, layer-drop, layer-drop-int8, tokens, tokens-int8,
     sparse, tfidf.
     `packed` is the model with its token policy, where it drops tokens while it runs.
     """
@@ -121,8 +121,8 @@ def dense_candidates(prepared: Prepared, settings: Settings, work: Work, progres
             Alternative("dense int8", _loaders.ONNX, str(quantized)),
             **about,
             file=quantized,
-            eligible=not _not_int8(settings),
-            note=_not_int8(settings),
+            eligible=not not_int8(settings),
+            note=not_int8(settings),
         )
     )
     return found
@@ -191,8 +191,8 @@ def _in_int8(plain: Candidate, settings: Settings, work: Work) -> Candidate:
         precision="int8",
         alternative=Alternative(name, _loaders.ONNX, str(quantized)),
         file=quantized,
-        eligible=not _not_int8(settings),
-        note="; ".join(filter(None, (_not_int8(settings), plain.note))),
+        eligible=not not_int8(settings),
+        note="; ".join(filter(None, (not_int8(settings), plain.note))),
     )
 
 
@@ -228,7 +228,7 @@ def _dense(target: str, alternative: Alternative, about: Mapping[str, Any]) -> C
     return Candidate(alternative.name, BASELINE, target, "fp32", alternative, **about)
 
 
-def _not_int8(settings: Settings) -> str:
+def not_int8(settings: Settings) -> str:
     """Why an int8 file cannot be the answer; empty if it can."""
     if settings.target != "onnxruntime":
         return f"for comparison: it runs on ONNX Runtime, and {settings.target} was asked for"

@@ -15,10 +15,10 @@ from paredown import bundle as bundles
 from paredown.bundle import Bundle
 from paredown.encoder import Encoder
 from paredown.pipeline._candidates import BASELINE, Candidate, has_openvino, plain_file
-from paredown.pipeline._gate import Judged, as_row
+from paredown.pipeline._gate import Judged, Subject, as_row
 from paredown.pipeline._latency import widths_of
 from paredown.pipeline._memory import give_back_what_is_freed, peak_mib
-from paredown.pipeline._prepare import Prepared, outputs_of, too_few
+from paredown.pipeline._prepare import Prepared, too_few
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
@@ -52,16 +52,45 @@ def gather(
     minutes: float,
 ) -> dict[str, Any]:
     """Everything known about `shown`, the candidate chosen or, if none was, the closest. Opens the test split, once."""
+    found = {
+        **common(settings, prepared, judged, shown, baseline, students, progress, accepted=accepted, minutes=minutes),
+        "columns": settings.columns(),
+        "anatomy": _anatomy(prepared),
+        "kept": _kept(shown.candidate),
+        "zeros": _zeros(settings, shown.candidate, students),
+        "token_policy": shown.candidate.packed.policy if shown.candidate.packed is not None else None,
+        "timings": _grid(prepared, settings, baseline.candidate, shown.candidate, progress),
+        "lengths": _lengths(prepared.guardrail),
+        "generation": _generation(prepared, shown.candidate, progress) if prepared.generates else None,
+        "parity": _parity(prepared, shown.candidate),
+        "folds": list(prepared.folds),
+    }
+    found["data"]["truncated"] = sum(t.truncated for t in (prepared.calibration, prepared.guardrail, prepared.test))
+    return plain(found)
+
+
+def common(
+    settings: Settings,
+    prepared: Subject,
+    judged: Sequence[Judged],
+    shown: Judged,
+    baseline: Judged,
+    students: Sequence[Student],
+    progress: Progress,
+    *,
+    accepted: bool,
+    minutes: float,
+) -> dict[str, Any]:
+    """What is known of every run, on texts or on pictures; opens the test split."""
     progress.stage("Opening the test split")
     task, data = prepared.task, prepared.splits.test
-    texts = task.all_texts(data)
-    dense = outputs_of(prepared.network, prepared.test)
-    small = shown.candidate.outputs(prepared, prepared.test, texts, settings.threads)
+    dense = prepared.dense_answers("test")
+    small = prepared.answers(shown.candidate, "test", settings.threads)
     drop = paired_drop(task, dense, small, data, confidence=settings.confidence, seed=settings.seed)
     assert baseline.timing is not None and shown.timing is not None
     served = {f"{j.candidate.target} fp32 dense": j.timing for j in judged if j.candidate.kind == BASELINE and j.timing}
     machine = card()
-    found = {
+    found: dict[str, Any] = {
         "accepted": accepted,
         "task": task.NAME,
         "model": settings.model,
@@ -71,7 +100,6 @@ def gather(
         "candidate": shown.candidate.name,
         "objective": settings.objective(),
         "confidence": settings.confidence,
-        "columns": settings.columns(),
         "threads": settings.threads,
         **quality(task, data, dense, small, drop),
         **speed(served, shown.timing),
@@ -82,34 +110,29 @@ def gather(
         "bundle": settings.out,
         "plan_id": shown.candidate.plan.id if shown.candidate.plan else None,
         "candidates": [dict(as_row(j, baseline.timing)) | {"chosen": j is shown} for j in judged],
-        "anatomy": _anatomy(prepared),
-        "kept": _kept(shown.candidate),
-        "zeros": _zeros(settings, shown.candidate, students),
-        "token_policy": shown.candidate.packed.policy if shown.candidate.packed is not None else None,
-        "timings": _grid(prepared, settings, baseline.candidate, shown.candidate, progress),
-        "lengths": _lengths(prepared.guardrail),
         "prediction": [one for student in students for one in student.predictions],
         "recovery": [one for student in students for one in student.recovery],
         "pruning_rounds": [one for student in students for one in student.rounds],
-        "generation": _generation(prepared, shown.candidate, progress) if prepared.generates else None,
-        "parity": _parity(prepared, shown.candidate),
         "machine": machine,
         "data": {
             "calibration": len(prepared.splits.calibration),
             "guardrail": len(prepared.splits.guardrail),
             "test": len(data),
-            "truncated": sum(t.truncated for t in (prepared.calibration, prepared.guardrail, prepared.test)),
             "notes": list(prepared.notes),
         },
-        "folds": list(prepared.folds),
         "command": settings.command(),
         "versions": {"paredown": __version__, **machine["libraries"]},
     }
     found["verdict"] = _verdict(found, shown, judged, settings)
     if not accepted:
         found["verdict"] += f" {too_few(settings, task, prepared.splits.guardrail)}".rstrip()
-    plain: dict[str, Any] = json.loads(canonical_json(finite(found)))
-    return plain
+    return found
+
+
+def plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts as plain JSON types."""
+    written: dict[str, Any] = json.loads(canonical_json(finite(found)))
+    return written
 
 
 def quality(task: Task, data: TextData, dense: Array, small: Array, drop: Drop) -> dict[str, Any]:
@@ -217,7 +240,8 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     speedup, metric = found["speedup"], found["quality_metric"]
     changed = words.change(metric, found["drop"].value)
     figures = (
-        f"{speedup.value:.2f} times the texts per second of {found['speedup_against']}, {changed} on the test split"
+        f"{speedup.value:.2f} times the {words.items(found)} per second of {found['speedup_against']}, "
+        f"{changed} on the test split"
     )
     if not found["accepted"]:
         why = f" ({shown.reason.removeprefix('not tried: ')})" if shown.reason else ""
@@ -233,8 +257,9 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     ]
     names = " and ".join(j.candidate.name for j in sorted(faster, key=lambda j: j.seconds))
     aside = f" Faster at no more loss than permitted: {names}; consider that first." if names else ""
+    one = words.items(found).removesuffix("s")
     if settings.dial == "latency_ms":
-        figures = f"a median of {shown.timing.latency_ms_p50 if shown.timing else 0:.2f} ms for one text, {figures}"
+        figures = f"a median of {shown.timing.latency_ms_p50 if shown.timing else 0:.2f} ms for one {one}, {figures}"
     elif speedup.value <= 1 and settings.dial != "amount":
         return (
             f"Do not prune for {found['target']}: nothing that passed is faster than {found['speedup_against']}.{aside}"
@@ -242,6 +267,7 @@ def _verdict(found: Mapping[str, Any], shown: Judged, judged: Sequence[Judged], 
     kind = shown.candidate.kind
     advice = {
         "folded": "Do not prune: use the dense model with its exact folds",
+        "whole": "Do not prune: use the dense model",
         "dense-int8": "Do not prune: use the dense model in int8",
     }.get(
         kind, f"Made as asked, {shown.candidate.name}" if settings.dial == "amount" else f"Use {shown.candidate.name}"

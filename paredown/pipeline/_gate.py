@@ -29,6 +29,14 @@ class Subject(Protocol):
         """The task's module."""
 
     @property
+    def anatomy(self) -> Any:
+        """With the `family`."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the data."""
+
+    @property
     def splits(self) -> Any:
         """With `guardrail` and `test`."""
 
@@ -41,6 +49,9 @@ class Subject(Protocol):
 
     def answers(self, candidate: Candidate, part: str, threads: int | None) -> Array:
         """A candidate's outputs [N, ...] on the "guardrail" or "test" examples."""
+
+    def dense_answers(self, part: str) -> Array:
+        """The dense model's own."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ def pictured(
     for one in judged:
         progress.advance()
         if one.drop is None:
-            exact = one.candidate.kind in (BASELINE, "folded")
+            exact = one.candidate.kind in (BASELINE, "folded", "whole")
             outputs = reference if exact else None
             one = replace(one, drop=drop_of(one.candidate, prepared, settings, reference, outputs=outputs))
         shown.append(one)
@@ -179,7 +190,7 @@ def chosen(judged: Sequence[Judged], settings: Settings) -> Judged | None:
 def closest(judged: Sequence[Judged], settings: Settings) -> Judged:
     """Of those that did not pass, the one that missed by least: in quality if it was tried, else in speed."""
     eligible = [j for j in judged if j.candidate.eligible]
-    pruned = [j for j in eligible if j.candidate.kind != "folded"] or eligible
+    pruned = [j for j in eligible if j.candidate.kind not in ("folded", "whole")] or eligible
     tried = [j for j in pruned if j.drop is not None]
     if tried:
         return min(tried, key=lambda j: j.drop.bound if j.drop else float("inf"))

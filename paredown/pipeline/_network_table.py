@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from paredown import planning
-from paredown.errors import InfeasibleBudget
+from paredown import planning, registry
+from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import score_channels
 from paredown.layers import WIDEST, input_grams, macs, places_of, widest
 from paredown.pipeline import _loaders
@@ -130,6 +130,14 @@ class Table:
     watch: NetworkStopwatch
     progress: Progress
 
+    def check(self) -> None:
+        """Raises ParedownError before any work for layers that do not exist, or shares that are none."""
+        names = [group.name for group in self.prepared.anatomy.channels]
+        registry.find("importance", self.criterion)
+        for name in (*self.whole, *self.shares):
+            if name not in names:
+                raise ParedownError(f"there is no layer {name!r} to cut; there are {', '.join(names)}")
+
     @cached_property
     def limits(self) -> Limits:
         return Limits(multiple_of=self.settings.multiple_of or MULTIPLE)
@@ -167,7 +175,13 @@ class Table:
         found = {}
         for said in filter(None, self.settings.layer_shares.split(",")):
             name, _, share = said.partition("=")
-            found[name.strip()] = float(share.strip().removesuffix("%")) / (100 if share.strip().endswith("%") else 1)
+            try:
+                value = float(share.strip().removesuffix("%")) / (100 if share.strip().endswith("%") else 1)
+            except ValueError:
+                value = -1.0
+            if not 0 <= value < 1:
+                raise ParedownError(f"{said!r} is no share of a layer: write layer1.conv1=50%")
+            found[name.strip()] = value
         return found
 
     @cached_property
@@ -251,6 +265,7 @@ class Table:
         """The keys, those together that change the same of layers of the same shapes and places."""
         places, anatomy = places_of(self.prepared.model), self.prepared.anatomy
         kinds: dict[Any, list[Key]] = {}
+        kind: Any
         for name, number in self.keys:
             if name == BRANCHES:
                 about: Any = Counter(places[weight] for weight in anatomy.branches[number].weights)

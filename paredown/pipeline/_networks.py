@@ -88,6 +88,10 @@ class Pictured:
         finally:
             runner.close()
 
+    def dense_answers(self, part: str) -> Array:
+        """What the dense network answers to them."""
+        return self.outputs_of(self.model, getattr(self.splits, part))
+
     def timing(self) -> tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]]:
         """The batches of 64 pictures that are timed (fewer where a network is large), and single pictures."""
         data = self.splits.guardrail
@@ -122,8 +126,8 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
     size = settings.size if settings.size is not None else loaded.size
     data = task.load(settings.data, part="train", size=size)
     evaluation = task.load(settings.eval, part="test", size=size or data.pixels.shape[1:3]) if settings.eval else None
-    data, evaluation = (named_alike(one, loaded) for one in (data, evaluation))
-    assert data is not None
+    data = named_alike(data, loaded)
+    evaluation = None if evaluation is None else named_alike(evaluation, loaded)
     splits = task.split(data, evaluation, seed=settings.seed)
     notes = list(splits.notes)
     mean, std = settings.mean or loaded.mean, settings.std or loaded.std
@@ -138,7 +142,7 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
         why = next(iter(anatomy.whole.values()), "it has no layers")
         raise UnsupportedModel(f"nothing of {loaded.source} can be cut: {why}")
     found = Pictured(loaded, model, anatomy, splits, mean, std, ())
-    parts = {}
+    parts: dict[str, Any] = {}
     for name in ("guardrail", "test"):
         part: ImageData = getattr(splits, name)
         count = max(FEWEST_JUDGED, int(JUDGED_MACS / found.macs))
@@ -146,13 +150,13 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
             notes.append(f"{count} of {len(part)} {name} pictures are used: the network is large.")
             part = part.take(np.arange(count))
         parts[name] = part
-    notes += filter(None, [too_few(settings, task, parts["guardrail"])])  # type: ignore[arg-type]
+    notes += filter(None, [too_few(settings, task, parts["guardrail"])])
     return replace(found, splits=replace(splits, **parts), notes=tuple(notes))
 
 
-def named_alike(data: ImageData | None, loaded: LoadedNetwork) -> ImageData | None:
+def named_alike(data: ImageData, loaded: LoadedNetwork) -> ImageData:
     """The pictures with labels as the network numbers its classes, where both have names."""
-    if data is None or not data.classes or not loaded.labels or data.classes == loaded.labels:
+    if not data.classes or not loaded.labels or data.classes == loaded.labels:
         return data
     strange = [name for name in data.classes if name not in loaded.labels]
     if strange:

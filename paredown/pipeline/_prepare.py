@@ -105,6 +105,10 @@ class Prepared:
         found: Array = candidate.outputs(self, getattr(self, part), texts, threads)
         return found
 
+    def dense_answers(self, part: str) -> Array:
+        """What the dense model answers to them."""
+        return outputs_of(self.network, getattr(self, part))
+
 
 def prepare(settings: Settings, *, probed: bool = False, judged_tokens: int = EVALUATED_TOKENS) -> Prepared:
     """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun.

@@ -18,6 +18,7 @@ from paredown.bundle import Bundle
 from paredown.cores import cores
 from paredown.encoder import Encoder, blocks_of, linear_of
 from paredown.errors import BadData, GateFailed, MissingExtra, ParedownError
+from paredown.networks import LoadedNetwork, is_network
 from paredown.pipeline import _facts
 from paredown.pipeline._candidates import (
     BASELINE,
@@ -31,8 +32,10 @@ from paredown.pipeline._gate import Judged, chosen, closest, judge, pictured, ti
 from paredown.pipeline._ladder import make, out_of_reach
 from paredown.pipeline._latency import Stopwatch
 from paredown.pipeline._memory import give_back_what_is_freed, map_large_blocks
+from paredown.pipeline._network_run import for_network, gather_network, made_of, write_network
+from paredown.pipeline._networks import Pictured, network_key, prepare_network
 from paredown.pipeline._policies import policies_for, read_policy, switched_off
-from paredown.pipeline._prepare import Prepared, calibration_batches, outputs_of, prepare, run_key
+from paredown.pipeline._prepare import Prepared, calibration_batches, prepare, run_key
 from paredown.pipeline._rounds import Rounds, fitting
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._sparsify import Zeroing
@@ -43,8 +46,8 @@ from paredown.tokens import Packed
 from paredown.types import Limits, TokenPolicy
 
 
-def run(settings: Settings, progress: Progress) -> Bundle:
-    """See `paredown.pipeline.prune`."""
+def run(settings: Settings, progress: Progress, *, network: LoadedNetwork | None = None) -> Bundle:
+    """See `paredown.pipeline.prune`. An image classifier may be given as an object."""
     out = Path(settings.out).expanduser().resolve()
     bundles.check_free(out)
     if _holds_accepted(settings.out):
@@ -54,24 +57,39 @@ def run(settings: Settings, progress: Progress) -> Bundle:
     torch.set_num_threads(settings.threads or cores())
     try:
         progress.stage("Reading model and data")
+        if network is not None or is_network(settings.model, settings.task):
+            pictured = prepare_network(settings, given=network)
+            settings = for_network(settings)
+            work = _work(out, network_key(settings, pictured), progress)
+            return _decided(*made_of(settings, pictured, work, progress), settings, pictured, work, progress)
+        settings.only_for(pictures=False)
         prepared = prepare(settings)
         if settings.tokens:
             read_policy(settings.tokens, prepared.encoder)  # what cannot be read is told before the long work
-        out.parent.mkdir(parents=True, exist_ok=True)
         settings = _for_model(settings, prepared)
         if settings.sized:
             _check_amounts(settings, prepared)
-        work = Work(out, run_key(settings, prepared))
-        if work.resumed:
-            progress.say("Going on from where an earlier run with the same settings stopped.")
-        if work.discarded:
-            progress.say("What an unfinished run with other settings had left for this place is discarded.")
-        return _run(settings, prepared, work, progress)
+        work = _work(out, run_key(settings, prepared), progress)
+        return _decided(*_made(settings, prepared, work, progress), settings, prepared, work, progress)
     finally:
         torch.set_num_threads(before)
 
 
-def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress) -> Bundle:
+def _work(out: Path, key: str, progress: Progress) -> Work:
+    """The folder of the run's results, and a word on what lies there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Work(out, key)
+    if work.resumed:
+        progress.say("Going on from where an earlier run with the same settings stopped.")
+    if work.discarded:
+        progress.say("What an unfinished run with other settings had left for this place is discarded.")
+    return work
+
+
+def _made(
+    settings: Settings, prepared: Prepared, work: Work, progress: Progress
+) -> tuple[list[Candidate], list[Student]]:
+    """All candidates for texts, and the students among them."""
     for note in prepared.notes:
         progress.say(note)
     if settings.target == "sparse_cpu":
@@ -94,8 +112,18 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
             made = [one if one.precision == "fp32" else replace(one, eligible=False, note=why) for one in made]
         candidates += made
     candidates += _dropping_tokens(candidates, prepared, settings, work, progress)
-    candidates += control(prepared, settings, progress)
+    return candidates + control(prepared, settings, progress), students
 
+
+def _decided(
+    candidates: Sequence[Candidate],
+    students: Sequence[Student],
+    settings: Settings,
+    prepared: Prepared | Pictured,
+    work: Work,
+    progress: Progress,
+) -> Bundle:
+    """The bundle of the candidate that the gate chooses, or GateFailed with that of the closest."""
     judged, baseline, reference = _judged(candidates, prepared, settings, progress)
     best, asked = chosen(judged, settings), settings
     if best is None and _holds_accepted(settings.out):  # a good bundle does not give way to a rejected one
@@ -104,21 +132,18 @@ def _run(settings: Settings, prepared: Prepared, work: Work, progress: Progress)
     names = [j.candidate.name for j in judged]
     judged = pictured(judged, prepared, settings, reference, progress)
     shown = judged[names.index(shown.candidate.name)]
-    facts = _facts.gather(
-        settings,
-        prepared,
-        judged,
-        shown,
-        baseline,
-        students,
-        progress,
-        accepted=best is not None,
-        minutes=work.minutes,
-    )
+    how: dict[str, Any] = {"accepted": best is not None, "minutes": work.minutes}
+    if isinstance(prepared, Pictured):
+        facts = gather_network(settings, prepared, judged, shown, baseline, students, progress, **how)
+    else:
+        facts = _facts.gather(settings, prepared, judged, shown, baseline, students, progress, **how)
     facts["command"] = asked.command()
     facts["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     progress.stage("Writing the bundle")
-    saved = _facts.write_bundle(settings, prepared, work, shown.candidate, facts)
+    if isinstance(prepared, Pictured):
+        saved = write_network(settings, prepared, work, shown.candidate, facts)
+    else:
+        saved = _facts.write_bundle(settings, prepared, work, shown.candidate, facts)
     work.discard()
     if best is None:
         raise GateFailed(facts["verdict"], result=saved.report())
@@ -252,16 +277,17 @@ def _holds_accepted(folder: str) -> bool:
 
 
 def _judged(
-    candidates: Sequence[Candidate], prepared: Prepared, settings: Settings, progress: Progress
+    candidates: Sequence[Candidate], prepared: Prepared | Pictured, settings: Settings, progress: Progress
 ) -> tuple[list[Judged], Judged, Any]:
     give_back_what_is_freed()
     judged, fastest = timed(candidates, prepared, settings, progress)
     baseline = next(j for j in judged if j.candidate is fastest)
     assert baseline.timing is not None
-    texts = prepared.task.all_texts(prepared.splits.guardrail)
-    judged = [timed_control(j, texts, baseline.timing) if j.candidate.predictor is not None else j for j in judged]
+    if isinstance(prepared, Prepared):
+        texts = prepared.task.all_texts(prepared.splits.guardrail)
+        judged = [timed_control(j, texts, baseline.timing) if j.candidate.predictor is not None else j for j in judged]
     _check_reached(settings, judged)
-    reference = outputs_of(prepared.network, prepared.guardrail)
+    reference = prepared.dense_answers("guardrail")
     verdicts = judge(judged, prepared, settings, reference, progress)
     return verdicts, next(j for j in verdicts if j.candidate is fastest), reference
 

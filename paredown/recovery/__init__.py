@@ -17,7 +17,8 @@ from paredown.recovery._refit import refit_graph, refit_inputs
 
 Model = TypeVar("Model", bound=nn.Module)
 
-__all__ = ["Course", "Lesson", "check_installed", "fit_embedder", "recover", "refit_graph", "refit_inputs", "train_on_pictures"]
+__all__ = ["Course", "Lesson", "check_installed", "fit_embedder", "recover"]
+__all__ += ["refit_graph", "refit_inputs", "train_on_pictures"]
 
 
 def recover(small: Model, *, method: str = "reconstruct", **settings: Any) -> Any:

@@ -30,6 +30,7 @@ _METRIC_NAMES = {
 _KIND_NAMES = {
     "dense": "as it is",
     "folded": "exact folds alone",
+    "whole": "as it is",
     "dense-int8": "as it is, int8",
     "pruned": "pruned",
     "pruned-int8": "pruned, int8",
@@ -42,7 +43,7 @@ _KIND_NAMES = {
     "tfidf": "TF-IDF control",
 }
 
-UNPRUNED = ("dense", "dense-int8", "folded", "tfidf")  # choosing one of these means: do not prune
+UNPRUNED = ("dense", "dense-int8", "folded", "whole", "tfidf")  # choosing one of these means: do not prune
 
 
 def finite(value: object) -> float | None:
@@ -50,6 +51,11 @@ def finite(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def items(result: Mapping[str, Any]) -> str:
+    """What the model is given: "texts" or "pictures"."""
+    return "pictures" if result.get("task") == "image-classification" else "texts"
 
 
 def mapping(value: object) -> Mapping[str, Any]:
