@@ -75,6 +75,15 @@ def test_the_brain_surgeon_loses_less_than_magnitude(kind: str) -> None:
     assert lost["sparsegpt"] < 0.9 * min(lost["magnitude"], lost["wanda"])
 
 
+@pytest.mark.parametrize("module", [nn.Conv1d(4, 6, 3, padding=1), nn.Conv3d(2, 4, 3, padding="same")])
+def test_convolutions_of_one_and_three_dimensions(module: nn.Conv1d | nn.Conv3d) -> None:
+    x = correlated(2, module.in_channels, *(5,) * len(module.kernel_size))
+    dense = module(x).detach()
+    solve_module(module, [x], 0.5, Pattern(), "sparsegpt")
+    assert int((module.weight == 0).sum()) == module.weight.numel() // 2
+    assert float((module(x) - dense).square().mean().detach()) < 0.5 * float(dense.var())
+
+
 def test_patterns_of_a_convolution() -> None:
     torch.manual_seed(0)
     module, x = nn.Conv2d(8, 16, 3), correlated(4, 8, 9, 7)
