@@ -22,7 +22,7 @@ DATA, PICTURES, BUDGET, AMOUNT, TARGET, RUN = (
 
 TargetName = Literal["onnxruntime", "openvino", "torch"]
 SparseTargetName = Literal["sparse_cpu", "onnxruntime", "openvino", "torch"]
-TaskName = Literal["text-classification", "text-embedding", "causal-lm"]
+TaskName = Literal["text-classification", "text-embedding", "causal-lm", "image-classification"]
 Recovery = Literal["none", "compensate", "reconstruct", "distill", "finetune"]
 Ranking = Literal["global", "layer"]
 Schedule = Literal["linear", "cubic", "exponential"]
@@ -297,6 +297,70 @@ Parameters = Annotated[
         parser=amount,
         help="What is to be left of all parameters, heads and neurons going as they matter.",
         rich_help_panel=AMOUNT,
+    ),
+]
+Channels = Annotated[
+    float,
+    typer.Option(
+        "--channels",
+        metavar="SHARE",
+        parser=amount,
+        show_default=False,
+        help="Of an image classifier: 30% of the channels go.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+Macs = Annotated[
+    float | None,
+    typer.Option(
+        "--macs",
+        metavar="SHARE",
+        parser=amount,
+        help="Of an image classifier: what is to be left of the multiply-accumulates.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+MinimumChannels = Annotated[
+    float,
+    typer.Option(
+        "--minimum-channels",
+        metavar="SHARE",
+        parser=amount,
+        help="That every layer of an image classifier keeps.",
+        rich_help_panel=PICTURES,
+    ),
+]
+MultipleOf = Annotated[
+    int | None,
+    typer.Option(
+        "--multiple-of",
+        min=1,
+        metavar="N",
+        help="Channels are left in multiples of 8 or 16, which engines are fast with.",
+        rich_help_panel=PICTURES,
+    ),
+]
+Whole = Annotated[
+    str,
+    typer.Option(
+        "--whole",
+        metavar="A,B",
+        help="Layers whose channels all stay; by default the first one, none for no layer.",
+        rich_help_panel=PICTURES,
+    ),
+]
+LayerShares = Annotated[
+    str,
+    typer.Option(
+        "--layer-shares", metavar="A=50%,B=0", help="What single layers lose instead.", rich_help_panel=PICTURES
+    ),
+]
+BySensitivity = Annotated[
+    bool,
+    typer.Option(
+        "--by-sensitivity",
+        help="Share an amount out by what each layer alone loses, as measured; residual branches may go too.",
+        rich_help_panel=PICTURES,
     ),
 ]
 Criterion = Annotated[

@@ -307,10 +307,10 @@ _GIVEN_WITH_AMOUNTS = ("criterion", "rounds", "recover", "lora", "steps", "minim
 _DEFAULT = {field.name: field.default for field in fields(Settings)}
 _OF_AMOUNTS = ("criterion", "depth_criterion", "ranking", "protect", "rounds", "schedule", "recover")
 _OF_ZEROS = ("pattern", "sparsity", "solver", "allocation", "permute")
-_OF_PICTURES: tuple[str, ...] = ("weights", "mean", "std", "size", "channels", "macs", "minimum_channels", "multiple_of", "whole")
-_OF_PICTURES += ("layer_shares", "by_sensitivity")
-_OF_TEXTS: tuple[str, ...] = (*KINDS, *COLUMNS, "protect", "minimum_heads", "minimum_neurons", "depth_criterion", "pattern", "lora")
-_OF_TEXTS += ("uniform", "tokens", "max_length")
+_OF_PICTURES: tuple[str, ...] = ("weights", "mean", "std", "size", "channels", "macs", "minimum_channels")
+_OF_PICTURES += ("multiple_of", "whole", "layer_shares", "by_sensitivity")
+_OF_TEXTS: tuple[str, ...] = (*KINDS, *COLUMNS, "protect", "minimum_heads", "minimum_neurons", "depth_criterion")
+_OF_TEXTS += ("pattern", "lora", "uniform", "tokens", "max_length")
 _HOW = ("rounds", "schedule", "recover")
 _LEAST = ("minimum_heads", "minimum_neurons")
 

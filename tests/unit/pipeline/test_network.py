@@ -1,0 +1,186 @@
+"""The main job on an image classifier: a small residual network and pictures whose colour says their class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import paredown
+from paredown.errors import BadData, GateFailed, ParedownError, UnsupportedModel
+from paredown.pipeline import _network_table, _networks
+
+SIZE, CLASSES = 12, 4
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(Block(8, 16), Block(8, 16), Block(8, 24))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.bn(self.stem(x))))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def pictures(count: int, seed: int) -> tuple[Any, Any]:
+    """Of class c, noise with one quarter of the picture bright."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    x = rng.integers(0, 120, (count, SIZE, SIZE, 3))
+    tint = np.array([[100, 0, 0], [0, 100, 0], [0, 0, 100], [70, 70, 0]])
+    x += tint[labels][:, None, None] * (rng.random((count, SIZE, SIZE, 1)) < 0.8)
+    return x.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """Trained to be right most of the time."""
+    torch.manual_seed(0)
+    model = Net()
+    x, y = pictures(512, 0)
+    inputs, labels = torch.from_numpy(x).permute(0, 3, 1, 2) / 255.0 - 0.5, torch.from_numpy(y)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(60):
+        at = torch.randperm(512, generator=torch.Generator().manual_seed(step))[:64]
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs[at]), labels[at]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "pictures.npz"
+    (x, y), (tx, ty) = pictures(400, 1), pictures(700, 2)
+    np.savez(path, x_train=x, y_train=y, x_test=tx, y_test=ty)
+    return path
+
+
+def prune(network: nn.Module, data: Path, out: Path, **more: Any) -> Any:
+    how = {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0), "minutes": 0.0, "threads": 1, **more}
+    return paredown.prune(network, data=data, eval=data, out=out, **how)
+
+
+def test_the_fastest_that_is_as_good(network: nn.Module, data: Path, tmp_path: Path) -> None:
+    bundle = prune(network, data, tmp_path / "out", max_drop=0.05)
+    facts = bundle.report()
+    assert facts["accepted"] and facts["task"] == "image-classification"
+    assert facts["quality_dense"] > 0.9 and facts["drop"]["value"] <= 0.05
+    kinds = {row["kind"] for row in facts["candidates"]}
+    assert {"dense", "whole", "dense-int8", "pruned", "pruned-int8"} <= kinds
+    assert facts["parity"] <= 1e-4 and {row["batch"] for row in facts["timings"]} == {1, 8, 64}
+    assert facts["macs_dense"] == _networks.macs(paredown.load(tmp_path / "out").model()) or facts["macs_pruned"]
+    reopened = paredown.load(tmp_path / "out")
+    x, _ = pictures(40, 3)
+    served = reopened.predict(x)
+    again = paredown.load(tmp_path / "out").runner(target="torch")
+    plain = again.run({"pixel_values": ((x / 255 - 0.5).transpose(0, 3, 1, 2)).astype(np.float32)})["logits"]
+    if facts["precision"] == "fp32":
+        np.testing.assert_allclose(served, plain, atol=1e-4)
+    assert (served.argmax(1) == plain.argmax(1)).mean() > 0.9
+    assert not (tmp_path / ".out.work").exists()
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_an_amount_of_arithmetic(network: nn.Module, data: Path, tmp_path: Path) -> None:
+    bundle = prune(network, data, tmp_path / "out", macs=0.5)
+    facts = bundle.report()
+    assert facts["macs_pruned"] <= 0.5 * facts["macs_dense"] < 1.25 * facts["macs_pruned"]
+    assert facts["candidate"] == "macs kept 0.5"
+    rows = {row["group"]: row for row in facts["channels"]}
+    assert rows["stem"]["kept"] == rows["stem"]["channels"] == 8  # the first layer stays
+    assert any(row["kept"] < row["channels"] for row in rows.values())
+
+
+def test_by_sensitivity_branches_may_go(network: nn.Module, data: Path, tmp_path: Path) -> None:
+    bundle = prune(network, data, tmp_path / "out", macs=0.3, by_sensitivity=True)
+    facts = bundle.report()
+    assert facts["macs_pruned"] <= 0.3 * facts["macs_dense"]
+    assert any(branch["gone"] for branch in facts["branches"])
+    assert len(bundle.plan.keep["branches"]) < 3
+
+
+def test_single_layers_and_steps(network: nn.Module, data: Path, tmp_path: Path) -> None:
+    how = {"channels": 0.25, "layer_shares": "blocks.0.conv1=50%,blocks.2.conv1=0", "whole": "none", "multiple_of": 4}
+    bundle = prune(network, data, tmp_path / "out", **how, steps=4, recover="finetune", ranking="layer", rounds=2)
+    kept = {row["group"]: row["kept"] for row in bundle.report()["channels"]}
+    assert kept["blocks.0.conv1"] == 8 and kept["blocks.2.conv1"] == 24
+    assert [row["round"] for row in bundle.report()["pruning_rounds"]] == [1, 2]
+    assert bundle.report()["recovery"]
+
+
+def test_a_gate_that_says_no(network: nn.Module, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="No candidate passed"):
+        prune(network, data, tmp_path / "out", channels=0.85, minimum_channels=0.05, max_drop=0.0, recover="none")
+    assert not paredown.load(tmp_path / "out").manifest["accepted"]
+
+
+def test_stopped_and_started_again(
+    network: nn.Module, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _network_table.Table.errors.func  # type: ignore[attr-defined]
+
+    def stopped(table: Any) -> Any:
+        real(table)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_network_table.Table, "errors", property(stopped))
+        with pytest.raises(KeyboardInterrupt):
+            prune(network, data, tmp_path / "out", macs=0.6, by_sensitivity=True)
+    work = tmp_path / ".out.work"
+    assert json.loads((work / "errors.json").read_text())
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(_network_table, "_divergence", never)
+    assert prune(network, data, tmp_path / "out", macs=0.6, by_sensitivity=True).report()["macs_pruned"]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"heads": 0.5}, ParedownError, "heads is for texts"),
+        ({"channels": 0.3, "whole": "nothing"}, ParedownError, "no layer 'nothing'"),
+        ({"channels": 0.3, "layer_shares": "stem=x"}, ParedownError, "no share of a layer"),
+        ({"channels": 0.3, "recover": "compensate"}, ParedownError, "recover is one of"),
+        ({"channels": 0.3, "macs": 0.5}, ParedownError, "channels or macs"),
+        ({"channels": 0.3, "criterion": "nonsense"}, ParedownError, "nonsense"),
+        ({"mean": (0.5,)}, BadData, "three numbers"),
+    ],
+)
+def test_what_cannot_be_is_told_first(
+    more: dict[str, Any], error: type[Exception], said: str, network: nn.Module, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        prune(network, data, tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_that_are_no_classifiers(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"\[2, classes\] is wanted"):
+        prune(nn.Conv2d(3, 8, 3).eval(), data, tmp_path / "out")
+    few = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with pytest.raises(BadData, match="label 3"):
+        prune(few, data, tmp_path / "out")
