@@ -10,7 +10,8 @@ from collections import defaultdict
 import numpy as np
 from torch import fx
 
-from paredown.anatomy._labels import CONSUMER, PRODUCER, Atoms, Tracing
+from paredown.anatomy._atoms import CONSUMER, PRODUCER, Atoms, Labelling
+from paredown.anatomy._labels import labelled
 from paredown.graph import fingerprint, operator_of
 from paredown.types import BRANCHES, Array, Branch, GraphAnatomy, Group, Size, Slice
 
@@ -25,7 +26,7 @@ def describe_graph(model: fx.GraphModule) -> GraphAnatomy:
     branches are units of a group of their own.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    tracing = Tracing(model.graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    tracing = labelled(model.graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     atoms = tracing.atoms
     whole = {atoms.root(atom): why for atom, why in reversed(atoms.whole.items())}
     shifting = {atoms.root(atom) for atom in atoms.shifting}
@@ -112,7 +113,7 @@ def _named(tensor: str, names: set[str]) -> str:
     return name
 
 
-def _sizes(tracing: Tracing, place: dict[int, tuple[str, int]], groups: list[Group]) -> tuple[Size, ...]:
+def _sizes(tracing: Labelling, place: dict[int, tuple[str, int]], groups: list[Group]) -> tuple[Size, ...]:
     units = {group.name: group.units for group in groups}
     found = []
     for node, where, counted in tracing.sizes:
