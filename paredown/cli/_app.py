@@ -231,6 +231,7 @@ def validate(
             rich_help_panel=options.RUN,
         ),
     ] = None,
+    weights: options.Weights = None,
     threads: options.SameThreads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -247,6 +248,7 @@ def validate(
             pair_column=pair_column,
             score_column=score_column,
             reference=reference,
+            weights=weights,
             threads=threads,
             confidence=confidence,
             max_drop=max_drop,
@@ -276,6 +278,8 @@ def bench(
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, metavar="N", help="Texts per batch.", rich_help_panel=options.RUN)
     ] = 64,
+    weights: options.Weights = None,
+    size: options.PictureSize = None,
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> int:
@@ -289,6 +293,8 @@ def bench(
             eval=eval,
             text_column=text_column,
             target=target,
+            weights=weights,
+            size=size,
             threads=threads,
             batch_size=batch_size,
             progress=progress,

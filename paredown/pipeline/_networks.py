@@ -150,7 +150,7 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
             notes.append(f"{count} of {len(part)} {name} pictures are used: the network is large.")
             part = part.take(np.arange(count))
         parts[name] = part
-    notes += filter(None, [too_few(settings, task, parts["guardrail"])])
+    notes += filter(None, [too_few(settings, found.task, parts["guardrail"])])
     return replace(found, splits=replace(splits, **parts), notes=tuple(notes))
 
 

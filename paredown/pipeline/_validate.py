@@ -17,11 +17,13 @@ from paredown.encoder import Encoder
 from paredown.errors import BadData, FingerprintMismatch, MissingExtra, ParedownError
 from paredown.models import LoadedModel, load_model
 from paredown.network import Network, network
+from paredown.networks import is_network
 from paredown.pipeline import _loaders
 from paredown.pipeline._candidates import has_openvino
 from paredown.pipeline._claim import holds, slower, worse
 from paredown.pipeline._facts import parity_of, quality, speed
 from paredown.pipeline._memory import at_once
+from paredown.pipeline._network_validate import bench_pictures, network_side, validate_network
 from paredown.pipeline._prepare import describe_loaded, load_data, outputs_of, task_of, timing_batches
 from paredown.pipeline._settings import COLUMNS, Progress, Silent
 from paredown.targets import export_stock
@@ -48,6 +50,7 @@ def validate(
     max_drop: float | None = None,
     confidence: float | None = None,
     threads: int | None = None,
+    weights: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +58,8 @@ def validate(
 
     `accepted` says whether quality and speed are what was claimed, by the rules of `_claim`; `max_drop` is by default
     the bundle's own, if it is of the same metric. Columns, confidence and threads that are not named are those of the
-    run that made it. The dense model is `reference`, or the one that the bundle's report names.
+    run that made it. The dense model is `reference`, or the one that the bundle's report names; `weights` go with a
+    network that is named by its function.
     """
     if confidence is not None and not 0.5 <= confidence < 1:
         raise ParedownError("confidence is a share from 0.5 to below 1")
@@ -63,6 +67,18 @@ def validate(
     bundle, eval = str(bundle), str(eval)  # paths are welcome too
     progress.stage("Opening the bundle")
     opened = bundles.load(Path(bundle))
+    if opened.is_network:
+        return validate_network(
+            opened,
+            eval=eval,
+            reference=reference,
+            weights=weights,
+            max_drop=max_drop,
+            confidence=confidence,
+            threads=threads,
+            seed=seed,
+            progress=progress,
+        )
     claim = opened.report()
     source = reference or claim["model"]
     confidence, threads = confidence or claim["confidence"], threads or claim.get("threads")
@@ -128,27 +144,42 @@ def bench(
     target: str | None = None,
     threads: int | None = None,
     batch_size: int = 64,
+    weights: str | None = None,
+    size: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Two models or bundles timed side by side, interleaved: rows, and how many times as fast as `a` is `b`.
 
     A bundle runs as it serves, a model as it is on every runtime (or on `target`), of which its fastest counts.
-    Without `eval` the texts are random tokens of 4 to 64 tokens.
+    Without `eval` the texts are random tokens of 4 to 64 tokens. Image classifiers are timed with noise of their `size`
+    of pictures; `weights` go with one that is named by its function.
     """
     progress = progress or Silent()
     a, b = str(a), str(b)  # paths are welcome too
     progress.stage("Opening")
+    pictured = [_is_pictured(path) for path in (a, b)]
+    if any(pictured) != all(pictured):
+        raise ParedownError(f"{a} and {b} cannot be timed side by side: one takes pictures, the other texts.")
     with tempfile.TemporaryDirectory() as folder:
-        side_a, about, model_a = _side(a, Path(folder) / "a", target)
-        side_b, other, model_b = _side(b, Path(folder) / "b", target)
-        if eval is not None and about[0].get_vocab() != other[0].get_vocab():
-            raise ParedownError(f"{a} and {b} have different vocabularies; without --eval both get random tokens.")
+        if all(pictured):
+            side_b, size_b, most_b = network_side(b, Path(folder) / "b", target, weights, size)
+            side_a, size_a, most_a = network_side(a, Path(folder) / "a", target, weights, size or size_b)
+            if size_a != size_b:
+                raise ParedownError(f"{a} takes pictures of {size_a}, {b} of {size_b}; name one size with --size.")
+            batches, singles = bench_pictures(size_a, batch_size)
+            together = min(most_a, most_b)
+        else:
+            side_a, about, model_a = _side(a, Path(folder) / "a", target)
+            side_b, other, model_b = _side(b, Path(folder) / "b", target)
+            if eval is not None and about[0].get_vocab() != other[0].get_vocab():
+                raise ParedownError(f"{a} and {b} have different vocabularies; without --eval both get random tokens.")
+            tokens = _bench_tokens((*about[:2], min(about[2], other[2])), eval, text_column)
+            if tokens.truncated:
+                progress.say(f"{tokens.truncated} texts are longer than the models take and were truncated.")
+            batches, singles = timing_batches(tokens, batch_size=batch_size)
+            together = min(at_once(model_a), at_once(model_b))
         if a == b:
             side_b = [replace(one, name=f"{one.name} (again)") for one in side_b]
-        tokens = _bench_tokens((*about[:2], min(about[2], other[2])), eval, text_column)
-        if tokens.truncated:
-            progress.say(f"{tokens.truncated} texts are longer than the models take and were truncated.")
-        batches, singles = timing_batches(tokens, batch_size=batch_size)
         alternatives = [*side_a, *side_b]
         progress.stage(f"Timing {len(alternatives)} alternatives, interleaved", ROUNDS)
         timed = measure(
@@ -158,7 +189,7 @@ def bench(
             rounds=ROUNDS,
             threads=threads,
             seconds=120,
-            together=min(at_once(model_a), at_once(model_b)),
+            together=together,
             progress=lambda done, of: progress.advance(ROUNDS / of),
         )
     fastest_a, fastest_b = (
@@ -186,6 +217,13 @@ def bench(
     }
     plain: dict[str, Any] = json.loads(canonical_json(finite(facts)))
     return plain
+
+
+def _is_pictured(path: str) -> bool:
+    """Whether a path, or a name, is an image classifier or the bundle of one."""
+    if (Path(path) / bundles.MANIFEST).is_file():
+        return bundles.load(Path(path), verify=False).is_network
+    return is_network(path, None)
 
 
 def _side(path: str, folder: Path, target: str | None) -> tuple[list[Alternative], tuple[Any, Any, int], Any]:
