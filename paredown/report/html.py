@@ -39,11 +39,25 @@ def write(result: Mapping[str, Any], path: Path) -> Path:
 
 
 def _no_cut(result: Mapping[str, Any]) -> str:
-    """What to say where the answer, or the closest to one, is a dense model; empty where something was cut."""
+    """What to say where the answer, or the closest to one, is a dense model, or one that only has zeros; empty where
+    something was cut.
+    """
     name = words.chosen(result).get("name")
+    if words.zeros(result) and _keeps_all(result):
+        return "No layer, head or neuron was cut: weights were made zero."
     if words.mappings(result.get("kept")) or not name:
         return ""
     return f"Nothing was cut: {name} is {'recommended' if result.get('accepted') else 'the closest candidate'}."
+
+
+def _keeps_all(result: Facts) -> bool:
+    """Whether every layer of the dense model stays, with all its heads and neurons."""
+    anatomy, stays = words.mapping(result.get("anatomy")), words.mappings(result.get("kept"))
+    return len(stays) == words.whole(anatomy.get("layers")) and all(
+        len(words.numbers(row.get("heads"))) == words.whole(anatomy.get("heads"))
+        and words.whole(row.get("neurons")) == words.whole(anatomy.get("neurons"))
+        for row in stays
+    )
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -65,6 +79,7 @@ def _template() -> Any:
 def view(result: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows, put in words: texts, rows of texts, and pictures."""
     css, badge, sentence = words.verdict(result)
+    no_cut = _no_cut(result)
     data = words.mapping(result.get("data"))
     return {
         "css": css,
@@ -79,8 +94,8 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": _metrics(result),
         "metric": words.metric_name(result.get("quality_metric")),
         "rejected": css == "rejected",
-        "no_cut": _no_cut(result),
-        "kept": _pictures(charts.kept, result),
+        "no_cut": no_cut,
+        "kept": "" if no_cut else _pictures(charts.kept, result),
         "kept_summary": _kept_summary(result),
         "zeros": _zeros(result),
         "folds": _texts(result.get("folds")),
@@ -258,9 +273,7 @@ def _zeros(result: Facts) -> dict[str, Any] | None:
         rows.setdefault(layer, {})[part] = words.finite(one["sparsity"])
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     values = [[row.get(part) for part in parts] for row in rows.values()]
-    how = f"{facts.get('pattern')}, by {facts.get('solver')}, {facts.get('allocation')} over the matrices"
-    total, share = words.count(facts.get("weights")), words.percent(round(words.finite(facts["sparsity"]) or 0.0, 3))
-    sentence = f"{share} of {total} weights are zero: {how}. What is not zero is stored and multiplied, nothing else."
+    sentence = f"{words.zeros(result)}. What is not zero is stored and multiplied, nothing else."
     picture = Markup(_heat.picture("Share of zeros by layer and matrix", [f"L{layer}" for layer in rows], values))
     return {"sentence": sentence, "columns": ", ".join(parts), "picture": picture}
 

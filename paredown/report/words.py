@@ -229,6 +229,16 @@ def asked(result: Mapping[str, Any]) -> str:
     return f"the fastest candidate that loses at most {budget(metric, most)} of {metric_name(metric)}"
 
 
+def zeros(result: Mapping[str, Any]) -> str:
+    """ "80 % of 10,616,832 weights are zero: 4x1, by sparsegpt, uniform over the matrices"; empty where none are."""
+    facts = mapping(result.get("zeros"))
+    share = finite(facts.get("sparsity"))
+    if share is None:
+        return ""
+    how = f"{facts.get('pattern')}, by {facts.get('solver')}, {facts.get('allocation')} over the matrices"
+    return f"{percent(round(share, 3))} of {count(facts.get('weights'))} weights are zero: {how}"
+
+
 def chosen(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """The chosen candidate; empty when there is none."""
     return next((c for c in mappings(result.get("candidates")) if c.get("chosen")), {})

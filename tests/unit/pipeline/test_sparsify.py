@@ -49,6 +49,7 @@ def test_zeros_at_once(desk: Desk, tmp_path: Path) -> None:
     assert "paredown sparsify" in facts["command"] and "--pattern unstructured --sparsity 0.6" in facts["command"]
     page = (bundle.folder / "report.html").read_text()
     assert "Where the zeros are" in page and "60 % of" in page
+    assert "No layer, head or neuron was cut" in page and "head removed" not in page
     assert not (bundle.folder / "model.onnx").exists()
 
 
