@@ -164,6 +164,10 @@ Eval = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+Task = Annotated[
+    TaskName | None,
+    typer.Option("--task", help="What the model does; found out by default.", rich_help_panel=DATA),
+]
 TextColumn = Annotated[
     str | None, typer.Option("--text-column", metavar="NAME", help="The column of the texts.", rich_help_panel=DATA)
 ]
@@ -424,6 +428,10 @@ Steps = Annotated[
         "--steps", min=1, metavar="N", help="Training steps in all, instead of --minutes.", rich_help_panel=AMOUNT
     ),
 ]
+Minutes = Annotated[
+    float,
+    typer.Option("--minutes", metavar="N", help="Training time; 0 is training-free.", rich_help_panel=BUDGET),
+]
 Confidence = Annotated[
     float,
     typer.Option(
@@ -463,6 +471,7 @@ SameThreads = Annotated[
         "--threads", min=1, metavar="N", help="Threads to run with; by default as the run had.", rich_help_panel=RUN
     ),
 ]
+Out = Annotated[str, typer.Option("--out", metavar="DIR", help="The folder of the bundle.", rich_help_panel=RUN)]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="For splits and sampling.", rich_help_panel=RUN)]
 Json = Annotated[
     bool, typer.Option("--json", help="The result as one JSON object, the last line of stdout.", rich_help_panel=RUN)

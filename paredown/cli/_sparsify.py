@@ -20,10 +20,7 @@ def sparsify(
         str, typer.Option("--data", metavar="FILE", help="Examples to decide with.", rich_help_panel=options.DATA)
     ],
     eval: options.Eval = None,
-    task: Annotated[
-        options.TaskName | None,
-        typer.Option("--task", help="What the model does; found out by default.", rich_help_panel=options.DATA),
-    ] = None,
+    task: options.Task = None,
     text_column: options.TextColumn = None,
     label_column: options.LabelColumn = None,
     pair_column: options.PairColumn = None,
@@ -83,12 +80,7 @@ def sparsify(
     parameters: options.Parameters = None,
     criterion: options.Criterion = None,
     max_drop: options.MaxDrop = None,
-    minutes: Annotated[
-        float,
-        typer.Option(
-            "--minutes", metavar="N", help="Training time; 0 is training-free.", rich_help_panel=options.BUDGET
-        ),
-    ] = 20.0,
+    minutes: options.Minutes = 20.0,
     confidence: options.Confidence = 0.9,
     target: Annotated[
         options.SparseTargetName | None,
@@ -99,9 +91,7 @@ def sparsify(
             rich_help_panel=options.TARGET,
         ),
     ] = None,
-    out: Annotated[
-        str, typer.Option("--out", metavar="DIR", help="The folder of the bundle.", rich_help_panel=options.RUN)
-    ],
+    out: options.Out,
     config: options.Config = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
