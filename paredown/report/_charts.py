@@ -5,6 +5,7 @@ Colours and fonts live in the page's style sheet; here are only class names, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from paredown.report import _svg as draw
 from paredown.report import words
 
 Facts = Mapping[str, Any]
+
+MOST_ROWS = 240  # of groups of channels: at 4 pixels each they fill a screen
 
 
 def kept(result: Facts, width: float) -> str:
@@ -66,8 +69,60 @@ def _gone(x: float, y: float, width: float, height: float, said: str) -> list[st
     return [outline, draw.text(x + 8, y + height / 2 + 3.5, said, css="gone-label")]
 
 
+def channel_rows(result: Facts) -> list[tuple[str, int, int]]:
+    """Every group of channels: its name, its channels, and how many of them stay; none where its branch is gone."""
+    found = []
+    for row in words.mappings(result.get("channels")):
+        channels, stay = words.whole(row.get("channels")), words.whole(row.get("kept"))
+        if channels is not None and stay is not None and channels > 0:
+            found.append((str(row.get("group") or words.UNKNOWN), channels, min(max(stay, 0), channels)))
+    return found
+
+
+def channels(result: Facts, width: float) -> str:
+    """One row per group of channels, a bar of what is kept. Many rows are thin, and only some of them are named."""
+    every = channel_rows(result)
+    if not every:
+        return ""
+    narrow, rows = width < 500, every[:MOST_ROWS]
+    row = 20.0 if len(rows) <= 24 else min(14.0, MOST_ROWS * 4.0 / len(rows))
+    named = math.ceil(13 / row)  # one row of so many has room for words
+    said = [
+        f"{words.count(stay)} of {words.count(of)}" + ("" if narrow else f" ({100 * stay / of:.0f} %)")
+        for _, of, stay in rows
+    ]
+    letters = min(max(len(name) for name, _, _ in rows), 15 if narrow else 30)
+    left = draw.text_width("x" * letters, size=11.5) + 10
+    full = width - left - max(draw.text_width(one, size=11.5) for one in said) - 8
+    top, pad = 24.0, min(3.0, 0.15 * row)
+    body = [draw.text(left, 13, "channels kept of each group", css="axis")]
+    for number, ((name, of, stay), figures) in enumerate(zip(rows, said, strict=True)):
+        y, high = top + number * row + pad, row - 2 * pad
+        baseline = y + high / 2 + 3.5
+        at = f"{name}: {stay} of {of} channels" if stay else f"{name}: branch removed"
+        if number % named == 0:
+            short = name if len(name) <= letters else "…" + name[1 - letters :]  # the ends of names tell them apart
+            body.append(draw.text(left - 8, baseline, short, anchor="end", css="tick"))
+        if not stay:
+            body.append(draw.rect(left, y, full, high, "gone-layer", title=at))
+            if named == 1:
+                body.append(draw.text(left + 8, baseline, "branch removed", css="gone-label"))
+            continue
+        body.append(draw.rect(left, y, full, high, "bar gone", title=at))
+        body.append(draw.rect(left, y, full * stay / of, high, "bar", title=at))
+        if number % named == 0:
+            body.append(draw.text(left + full + 6, baseline, figures, css="tick"))
+    bottom = top + len(rows) * row + 4
+    if len(every) > len(rows):
+        body.append(draw.text(left, bottom + 12, f"and {words.count(len(every) - len(rows))} groups more", css="axis"))
+        bottom += 18
+    return draw.svg(width, bottom, "Channels kept of every group", body)
+
+
 def recovery(result: Facts, width: float) -> str:
-    """Distance to the dense model on validation texts over minutes of recovery, one line per candidate."""
+    """How far a candidate is off on held-out items over minutes of recovery, one line per candidate: texts by the
+    distance to the dense model, pictures by their loss.
+    """
     lines: dict[str, list[tuple[float, float]]] = {}
     for point in words.mappings(result.get("recovery")):
         minutes, distance = words.finite(point.get("minutes")), words.finite(point.get("distance"))
@@ -88,8 +143,10 @@ def recovery(result: Facts, width: float) -> str:
     y = draw.Scale(low if log else max(low, min(0.0, min(distances))), high, bottom, top, log=log)
     body = draw.axes(x, y, (left, top, right, bottom), x_words=lambda v: f"{v:g}", y_words=lambda v: f"{v:.3g}")
     scale = " (log scale)" if log else ""
+    pictured = words.items(result) == "pictures"
+    measure, title = ("loss", "Loss") if pictured else ("distance", "Distance to the dense model")
     body.append(
-        draw.text((left + right) / 2, height - 8, f"minutes; upwards: distance{scale}", anchor="middle", css="axis")
+        draw.text((left + right) / 2, height - 8, f"minutes; upwards: {measure}{scale}", anchor="middle", css="axis")
     )
     ends = draw.spread([y(sorted(p)[-1][1]) for p in lines.values()], gap=13, low=top + 4, high=bottom)
     for index, ((name, points), at) in enumerate(zip(lines.items(), ends, strict=True)):
@@ -102,7 +159,7 @@ def recovery(result: Facts, width: float) -> str:
         last = points[-1]
         body.append(draw.line(x(last[0]) + 3, y(last[1]), right + 6, at, "leader"))
         body.append(draw.text(right + 9, at + 4, names[name], css=f"label small s{index % 6}"))
-    return draw.svg(width, height, "Distance to the dense model during recovery", body)
+    return draw.svg(width, height, f"{title} during recovery", body)
 
 
 def lengths(result: Facts, width: float) -> str:

@@ -42,7 +42,7 @@ class _Point:
 
 
 def pareto(result: Mapping[str, Any], width: float) -> str:
-    """Quality on the guardrail split against texts per second, with the gate line, as an inline SVG.
+    """Quality on the guardrail split against texts, or pictures, per second, with the gate line, as an inline SVG.
 
     Wide, each point carries its name; narrow, its number in the table of candidates. A whisker is the 95 % interval
     of the drop hung on the dense model's quality; the bar across it is the bound that the gate compares.
@@ -61,7 +61,8 @@ def pareto(result: Mapping[str, Any], width: float) -> str:
     y = draw.Scale(*_levels(points, dense, gate, floor), bottom - (30 if below else 0), top)
 
     body = draw.axes(x, y, (left, top, right, bottom), x_words=lambda v: f"{v:,g}", y_words=lambda v: level(metric, v))
-    said = "texts per second (log scale; faster to the right)"
+    items = words.items(result)
+    said = f"{items} per second (log scale; faster to the right)"
     body.append(draw.text((left + right) / 2, height - 8, said, anchor="middle", css="axis"))
     solid: list[draw.Box] = []  # what a label may not cover
     soft: list[draw.Box] = []  # what it had better not cover
@@ -112,7 +113,7 @@ def pareto(result: Mapping[str, Any], width: float) -> str:
             body.append(draw.line(px, py, *nearest, "leader"))
         css = f"label {p.state}{' strong' if p.chosen else ''}"
         marks.append(draw.text((start + end) / 2, lower - 3.5, label.words, anchor="middle", css=css))
-    return draw.svg(width, height, "Quality against texts per second, every candidate", [*body, *marks])
+    return draw.svg(width, height, f"Quality against {items} per second, every candidate", [*body, *marks])
 
 
 def unplotted(result: Mapping[str, Any]) -> int:
@@ -141,7 +142,7 @@ def _points(result: Mapping[str, Any]) -> list[_Point]:
             continue
         name, lost = str(c.get("name") or f"candidate {number}"), words.mapping(c.get("drop"))
         shown = words.quality(result.get("quality_metric"), quality)
-        title = f"{name}: {words.figure(rate)} texts/s, {shown}, {words.reason(result, c)}"
+        title = f"{name}: {words.figure(rate)} {words.items(result)}/s, {shown}, {words.reason(result, c)}"
         low, high = words.finite(lost.get("low")), words.finite(lost.get("high"))
         if c.get("kind") == "dense":
             low = high = None  # the reference has no drop of its own

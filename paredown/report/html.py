@@ -45,7 +45,7 @@ def _no_cut(result: Mapping[str, Any]) -> str:
     name = words.chosen(result).get("name")
     if words.zeros(result) and _keeps_all(result):
         return "No layer, head or neuron was cut: weights were made zero."
-    if words.mappings(result.get("kept")) or not name:
+    if words.mappings(result.get("kept")) or _narrowed(result) or not name:
         return ""
     return f"Nothing was cut: {name} is {'recommended' if result.get('accepted') else 'the closest candidate'}."
 
@@ -58,6 +58,16 @@ def _keeps_all(result: Facts) -> bool:
         and words.whole(row.get("neurons")) == words.whole(anatomy.get("neurons"))
         for row in stays
     )
+
+
+def _narrowed(result: Facts) -> bool:
+    """Whether channels or residual branches were cut."""
+    return _gone(result) > 0 or any(stay < of for _, of, stay in charts.channel_rows(result))
+
+
+def _gone(result: Facts) -> int:
+    """How many residual branches are gone."""
+    return sum(branch.get("gone") is True for branch in words.mappings(result.get("branches")))
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -97,6 +107,7 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "no_cut": no_cut,
         "kept": "" if no_cut else _pictures(charts.kept, result),
         "kept_summary": _kept_summary(result),
+        "channels": _channels(result),
         "zeros": _zeros(result),
         "folds": _texts(result.get("folds")),
         "pareto": _pictures(_pareto.pareto, result),
@@ -125,6 +136,7 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "bundle": str(result.get("bundle") or ""),
         "created": str(result.get("created") or ""),
         "model": str(result.get("model") or ""),
+        "items": words.items(result),
     }
 
 
@@ -182,6 +194,7 @@ def _figures(result: Facts) -> list[dict[str, Any]]:
     """The key figures: its name, the figure, what it was before, and what is needed to read it honestly."""
     metric, lost = result.get("quality_metric"), words.mapping(result.get("drop"))
     speed, latency, rate = (words.mapping(result.get(n)) for n in ("speedup", "latency_ms_p50", "texts_per_second"))
+    items = words.items(result)
     found: list[tuple[str, str, object, list[str]]] = []
     if words.finite(speed.get("value")) is not None:
         against = result.get("speedup_against")
@@ -189,8 +202,8 @@ def _figures(result: Facts) -> list[dict[str, Any]]:
             (
                 "Speed-up",
                 words.times(speed["value"]),
-                f"the texts per second of {against}" if against else "in texts per second",
-                [_ninety_five(words.interval(speed, words.figure)), _rates(rate)],
+                f"the {items} per second of {against}" if against else f"in {items} per second",
+                [_ninety_five(words.interval(speed, words.figure)), _rates(rate, items)],
             )
         )
     before, after = result.get("quality_dense"), result.get("quality_pruned")
@@ -205,23 +218,31 @@ def _figures(result: Facts) -> list[dict[str, Any]]:
         gain = words.mapping(result.get("latency_speedup"))
         ratio = f"{words.times(gain['value'])} faster" if words.finite(gain.get("value")) is not None else ""
         figure, was = _change(before, after, words.milliseconds)
-        lines = [ratio, _ninety_five(words.interval(gain, words.figure)), "one text at a time"]
+        lines = [ratio, _ninety_five(words.interval(gain, words.figure)), f"one {items.removesuffix('s')} at a time"]
         found.append(("Median latency (p50)", figure, was, lines))
     old, new = (words.finite(result.get(name)) for name in ("parameters_dense", "parameters_pruned"))
     if old is not None or new is not None:
-        removed = f"{100 * (1 - new / old):.0f} % removed" if old and new is not None and new < old else ""
         figure, was = _change(old, new, words.parameters)
-        found.append(("Parameters", figure, was, [removed]))
+        found.append(("Parameters", figure, was, [_removed(old, new)]))
+    old, new = (words.finite(result.get(name)) for name in ("macs_dense", "macs_pruned"))
+    if old is not None or new is not None:
+        figure, was = _change(old, new, words.parameters)
+        lines = [_removed(old, new), f"of one {items.removesuffix('s')}; reported, never called speed"]
+        found.append(("Multiply-accumulates", figure, was, lines))
     return [
         {"name": name, "figure": figure, "was": was, "lines": "\n".join(line for line in lines if line)}
         for name, figure, was, lines in found
     ]
 
 
-def _rates(rate: Facts) -> str:
+def _removed(before: float | None, after: float | None) -> str:
+    return f"{100 * (1 - after / before):.0f} % removed" if before and after is not None and after < before else ""
+
+
+def _rates(rate: Facts, items: str) -> str:
     if words.finite(rate.get("dense")) is None or words.finite(rate.get("pruned")) is None:
         return ""
-    return f"{words.figure(rate['dense'])} → {words.figure(rate['pruned'])} texts/s"
+    return f"{words.figure(rate['dense'])} → {words.figure(rate['pruned'])} {items}/s"
 
 
 def _change(before: object, after: object, word: Callable[[object], str]) -> tuple[str, str]:
@@ -259,6 +280,53 @@ def _kept_summary(result: Facts) -> list[str]:
         total, left = layers * neurons, sum(words.whole(row.get("neurons")) or 0 for row in stays)
         found.append(f"{left:,} of {total:,} FFN neurons ({100 * left / total:.0f} %)")
     return found
+
+
+def _channels(result: Facts) -> dict[str, Any] | None:
+    """What stays of a network's channels: a sentence, the picture of it, and what is left whole; None where nothing
+    was cut.
+    """
+    if not _narrowed(result):
+        return None
+    rows, branches = charts.channel_rows(result), words.mappings(result.get("branches"))
+    said = []
+    if rows:
+        narrower, stay, of = (sum(values) for values in zip(*((0 < s < c, s, c) for _, c, s in rows), strict=True))
+        groups = f"{narrower} of {_counted(len(rows), 'group')} of channels"
+        said += [f"{groups} {_are(narrower)} narrower", f"{stay:,} of {_counted(of, 'channel')} stay"]
+    if branches:
+        said.append(f"{_gone(result)} of {len(branches)} residual branches {_are(_gone(result))} gone")
+    dense, pruned = (words.finite(result.get(name)) for name in ("macs_dense", "macs_pruned"))
+    if dense and pruned is not None:
+        said.append(f"{100 * pruned / dense:.0f} % of the multiply-accumulates stay")
+    return {
+        "sentence": ", ".join(said),
+        "picture": _pictures(charts.channels, result),
+        "gone": _gone(result) > 0,
+        "whole": _whole(result),
+    }
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number:,} {name}" + ("" if number == 1 else "s")
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _whole(result: Facts, most: int = 3) -> list[str]:
+    """Why tensors were left whole, and which, some of each: "the network's answer: fc.weight"."""
+    reasons: dict[str, list[str]] = {}
+    for tensor, why in words.mapping(result.get("whole")).items():
+        reasons.setdefault(re.sub(r" \([^()]*\)$", "", str(why)), []).append(str(tensor))  # without the node's name
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    found = []
+    for why, tensors in ordered[:most]:
+        rest = f" and {len(tensors) - most:,} more" if len(tensors) > most else ""
+        found.append(f"{why}: {', '.join(tensors[:most])}{rest}")
+    others = sum(len(tensors) for _, tensors in ordered[most:])
+    return [*found, f"{_counted(others, 'tensor')} for other reasons"] if others else found
 
 
 def _zeros(result: Facts) -> dict[str, Any] | None:
@@ -328,10 +396,14 @@ def _legend(result: Facts) -> list[tuple[Any, str]]:
 
 
 def _timings(result: Facts) -> dict[str, Any] | None:
-    """A table of ratios, lengths down and batches across; `shade` is 0 to 1 by the logarithm of the ratio."""
+    """A table of ratios, lengths down and batches across; `shade` is 0 to 1 by the logarithm of the ratio.
+
+    Pictures have no length: theirs is a table of one row.
+    """
+    pictured = words.items(result) == "pictures"
     cells: dict[tuple[int, int], tuple[float, float]] = {}
     for row in words.mappings(result.get("timings")):
-        batch, length = words.whole(row.get("batch")), words.whole(row.get("length"))
+        batch, length = words.whole(row.get("batch")), 0 if pictured else words.whole(row.get("length"))
         dense, pruned = words.finite(row.get("dense_ms")), words.finite(row.get("pruned_ms"))
         if batch is not None and length is not None and dense and pruned and dense > 0 and pruned > 0:
             cells[length, batch] = (dense, pruned)
@@ -353,7 +425,7 @@ def _timings(result: Facts) -> dict[str, Any] | None:
         }
 
     rows = [(length, [cell(length, batch) for batch in batches]) for length in sorted({length for length, _ in cells})]
-    return {"batches": batches, "rows": rows}
+    return {"batches": batches, "rows": rows, "lengths": not pictured}
 
 
 def _rounds(result: Facts) -> list[dict[str, str]]:

@@ -31,18 +31,18 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 
 
 def bench_table(
-    rows: Sequence[Mapping[str, Any]], *, metric: str | None = None, against: str | None = None
+    rows: Sequence[Mapping[str, Any]], *, metric: str | None = None, against: str | None = None, items: str = "texts"
 ) -> RenderableType:
     """A table of models timed side by side.
 
     A row holds `name` and any of `target`, `texts_per_second`, `latency_ms_p50`, `latency_ms_p90`, `speedup`
     {value, low, high} (throughput), `quality` (in `metric`) and `parameters`; a column that no row fills is left out.
-    `against` names what the speed-up is measured against.
+    `against` names what the speed-up is measured against, `items` what is counted per second.
     """
     columns: tuple[tuple[str, str, Callable[[Mapping[str, Any]], str]], ...] = (
         ("", "name", lambda row: str(row.get("name") or words.UNKNOWN)),
         ("target", "target", lambda row: str(row.get("target") or words.UNKNOWN)),
-        ("texts/s", "texts_per_second", lambda row: words.figure(row.get("texts_per_second"))),
+        (f"{items}/s", "texts_per_second", lambda row: words.figure(row.get("texts_per_second"))),
         ("p50 ms", "latency_ms_p50", lambda row: words.figure(row.get("latency_ms_p50"))),
         ("p90 ms", "latency_ms_p90", lambda row: words.figure(row.get("latency_ms_p90"))),
         ("speed-up [95 %]", "speedup", lambda row: ratio(row.get("speedup"))),
@@ -57,14 +57,15 @@ def bench_table(
         table.add_row(*(Text(word(row)) for _, _, word in used))
     if not against:
         return table
-    return Group(table, Text(f"Speed-up in texts per second against {against}; measured in turn.", style="dim"))
+    return Group(table, Text(f"Speed-up in {items} per second against {against}; measured in turn.", style="dim"))
 
 
 def _candidates(result: Mapping[str, Any]) -> Table:
     metric = result.get("quality_metric")
     table = _table()
     _column(table, "candidate")
-    for title in ("texts/s", "speed-up", "p50 ms", words.metric_name(metric).split(" to ")[0], "bound"):
+    rate, quality = f"{words.items(result)}/s", words.metric_name(metric).split(" to ")[0]
+    for title in (rate, "speed-up", "p50 ms", quality, "bound"):
         _column(table, title, right=True)
     _column(table, "outcome")
     for candidate in words.mappings(result.get("candidates")):
@@ -90,8 +91,9 @@ def _figures(result: Mapping[str, Any]) -> list[str]:
     latency = words.mapping(result.get("latency_ms_p50"))
     found = []
     if words.finite(speed.get("value")) is not None:
-        against = f" the texts per second of {result['speedup_against']}" if result.get("speedup_against") else ""
-        found.append(f"{ratio(speed)}{against}")
+        against = result.get("speedup_against")
+        said = f" the {words.items(result)} per second of {against}" if against else ""
+        found.append(f"{ratio(speed)}{said}")
     if words.finite(result.get("quality_pruned")) is not None:
         said = f"{words.metric_name(metric)} {words.quality(metric, result.get('quality_dense'))} → "
         said += words.quality(metric, result["quality_pruned"])
@@ -104,6 +106,9 @@ def _figures(result: Mapping[str, Any]) -> list[str]:
     if words.finite(result.get("parameters_pruned")) is not None:
         before, after = words.parameters(result.get("parameters_dense")), words.parameters(result["parameters_pruned"])
         found.append(f"parameters {before} → {after}")
+    if words.finite(result.get("macs_pruned")) is not None:
+        before, after = words.parameters(result.get("macs_dense")), words.parameters(result["macs_pruned"])
+        found.append(f"multiply-accumulates {before} → {after} (reported, never called speed)")
     if result.get("bundle") and result.get("accepted"):
         found.append(f"bundle: {result['bundle']}")
     return found

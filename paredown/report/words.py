@@ -11,7 +11,8 @@ from typing import Any
 
 UNKNOWN = "–"
 
-# These are shares of texts, so they read as per cent and their differences as points; all others are plain numbers.
+# These are shares of texts or pictures: they read as per cent and their differences as points. All others are plain
+# numbers.
 _SHARES = ("accuracy", "macro_f1", "f1", "micro_f1", "weighted_f1")
 
 # The mean log-likelihood of a token is shown as perplexity, and what it loses as the share by which that rises.
@@ -221,7 +222,7 @@ def asked(result: Mapping[str, Any]) -> str:
     if dial == "speedup":
         return f"a speed-up of {value:g}×{limit}" if (value := finite(value)) is not None else ""
     if dial == "latency_ms":
-        return f"at most {milliseconds(value)} per text{limit}"
+        return f"at most {milliseconds(value)} per {items(result).removesuffix('s')}{limit}"
     if dial == "amount":
         return f"a model without so much: {value}{limit}"
     if most is None:

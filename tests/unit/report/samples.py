@@ -382,6 +382,98 @@ def crowded() -> dict[str, Any]:
     return result
 
 
+def pictures() -> dict[str, Any]:
+    """A ResNet-56 on pictures of 32 by 32: channels narrower, residual branches gone, a loss that falls."""
+    result = accepted()
+    for absent in ("anatomy", "kept", "lengths", "folds"):
+        result.pop(absent)
+    candidates = [
+        candidate("dense onnxruntime", "dense", 352, 0.9437),
+        candidate("dense openvino", "dense", 371, 0.9437, target="openvino"),
+        candidate("dense int8", "dense-int8", 620, None),
+        candidate(
+            "pruned 1.8x", "pruned", 655, 0.9391, drop=interval(0.0046, 0.0008, 0.0084), bound=0.0071, passed=True
+        ),
+        candidate(
+            "pruned 1.8x int8",
+            "pruned-int8",
+            1010,
+            0.9384,
+            drop=interval(0.0053, 0.0012, 0.0094),
+            bound=0.008,
+            passed=True,
+            chosen=True,
+        ),
+        candidate(
+            "pruned 2.5x", "pruned", 910, 0.9302, drop=interval(0.0135, 0.0085, 0.0185), bound=0.0168, passed=False
+        ),
+    ]
+    for one in candidates:
+        one["parameters"] = 855_770 if one["kind"].startswith("dense") else 431_010
+    gone = (4, 7, 12, 20, 25)
+    groups = [("conv1", 16), ("layers.9.conv2", 32), ("layers.18.conv2", 64)]
+    groups += [(f"layers.{i}.conv1", 16 * 2 ** (i // 9)) for i in range(27)]
+    lost = {f"layers.{i}.conv1" for i in gone}
+    rows = [
+        {"group": name, "channels": of, "kept": 0 if name in lost else of - of // 4 * (number % 3)}
+        for number, (name, of) in enumerate(groups)
+    ]
+    return {
+        **result,
+        "verdict": "Use pruned 1.8x int8: 2.72 times the pictures per second of openvino fp32 dense, −0.55 points "
+        "of accuracy on the test split.",
+        "task": "image-classification",
+        "model": "networks:resnet56",
+        "family": "graph",
+        "candidates": candidates,
+        "quality_dense": 0.9429,
+        "quality_pruned": 0.9374,
+        "metrics_dense": {"accuracy": 0.9429, "macro_f1": 0.9428},
+        "metrics_pruned": {"accuracy": 0.9374, "macro_f1": 0.9372},
+        "drop": interval(0.0055, 0.0017, 0.0093),
+        "speedup": interval(2.72, 2.66, 2.79),
+        "speedup_against": "openvino fp32 dense",
+        "texts_per_second": {"dense": 371, "pruned": 1010},
+        "parameters_dense": 855_770,
+        "parameters_pruned": 431_010,
+        "macs_dense": 125_485_706,
+        "macs_pruned": 60_217_354,
+        "channels": rows,
+        "branches": [{"name": f"layers.{i}.conv1", "gone": i in gone} for i in range(27)],
+        "whole": {"linear.weight": "the network's answer (output)"}
+        | {f"gate.{i}.weight": f"a single channel (mul_{i})" for i in range(5)},
+        "weights": "resnet56.safetensors",
+        "normalization": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.201]},
+        "picture": [32, 32],
+        "timings": [
+            {"batch": batch, "dense_ms": 2.9 * batch**0.95, "pruned_ms": 1.4 * batch**0.9} for batch in (1, 8, 64)
+        ],
+        "prediction": [{"round": 1, "what": "plan 1.8x", "predicted_ms": 1.61, "measured_ms": 1.66}],
+        "recovery": [
+            {"candidate": "pruned 1.8x", "step": 90 * i, "minutes": 0.7 * i, "distance": 0.17 + 0.5 * 0.8**i}
+            for i in range(14)
+        ],
+        "data": {"calibration": 45000, "guardrail": 4000, "test": 5000, "notes": []},
+        "command": "paredown prune networks:resnet56 --weights resnet56.safetensors --data cifar10 --max-drop 1%",
+    }
+
+
+def deep_pictures() -> dict[str, Any]:
+    """A network of 300 groups with long names, of which branches are gone; nothing passed."""
+    result = pictures()
+    result["channels"] = [
+        {
+            "group": f"stages.{i // 60}.blocks.{i}.attention.conv{i % 3}",
+            "channels": 2048,
+            "kept": 0 if i % 7 == 3 else 1024 + i,
+        }
+        for i in range(300)
+    ]
+    for each in result["candidates"]:
+        each["passed"] = False if each["passed"] else each["passed"]
+    return {**result, "accepted": False, "verdict": ""}
+
+
 ALL = {
     "accepted": accepted,
     "rejected": rejected,
@@ -390,13 +482,15 @@ ALL = {
     "language_model": language_model,
     "minimal": minimal,
     "crowded": crowded,
+    "pictures": pictures,
+    "deep_pictures": deep_pictures,
 }
 
 
-def hostile(text: str) -> dict[str, Any]:
-    """The accepted run with `text` for every text and every key of an open mapping; words that choose a shape stay."""
-    result = copy.deepcopy(accepted())
-    chosen_words = ("kind", "dial", "quality_metric")
+def hostile(text: str, name: str = "accepted") -> dict[str, Any]:
+    """A run with `text` for every text and every key of an open mapping; words that choose a shape stay."""
+    result = copy.deepcopy(ALL[name]())
+    chosen_words = ("kind", "dial", "quality_metric", *(["task"] if name == "pictures" else []))
 
     def change(value: Any, key: str) -> Any:
         if isinstance(value, str):
@@ -407,10 +501,10 @@ def hostile(text: str) -> dict[str, Any]:
             return {name: change(item, name) for name, item in value.items()}
         return value
 
-    result = change(result, "")
-    for name in ("machine", "versions", "metrics_dense", "metrics_pruned"):
-        result[name] = {text: "x" if name in ("machine", "versions") else 0.5}
-    return result
+    result = {key: change(value, key) for key, value in result.items()}
+    for key in ("machine", "versions", "metrics_dense", "metrics_pruned"):
+        result[key] = {text: "x" if key in ("machine", "versions") else 0.5}
+    return result | {"whole": {text: text}} if "whole" in result else result
 
 
 def _emptied(value: Any) -> Any:

@@ -172,14 +172,76 @@ def test_a_language_model_shows_its_rounds_and_how_it_writes() -> None:
     assert "Generation" not in page(samples.accepted()).text
 
 
+def test_a_page_on_pictures_says_what_is_left_of_the_channels() -> None:
+    parsed = page(samples.pictures())
+    for said in (
+        "16 of 30 groups of channels are narrower, 692 of 1,120 channels stay, 5 of 27 residual branches are gone, "
+        "48 % of the multiply-accumulates stay. What is cut is physically gone",
+        "Multiply-accumulates 60.2 M dense: 125 M 52 % removed of one picture; reported, never called speed",
+        "371 → 1,010 pictures/s",
+        "one picture at a time",
+        "pictures per second (log scale",
+        "a single channel: gate.0.weight, gate.1.weight, gate.2.weight and 2 more",
+        "the network's answer: linear.weight",
+        "By batch size",
+        "batch 1 batch 8 batch 64",
+        "The loss (cross-entropy, in nats) on held-out pictures",
+        "Split Pictures Used",
+    ):
+        assert said in parsed.text, said
+    assert "Pictures per second" in {attributes.get("data-label") for _, attributes in parsed.tags}
+    assert "In the closest candidate, 257 of 300 groups" in page(samples.deep_pictures()).text
+
+
+@pytest.mark.parametrize("name", ["pictures", "deep_pictures"])
+def test_a_page_on_pictures_speaks_of_no_texts(name: str) -> None:
+    parsed = page(samples.ALL[name]())
+    said = [parsed.text, *(str(a[key]) for _, a in parsed.tags for key in ("data-label", "aria-label") if key in a)]
+    assert not [one for one in said if re.search("texts?\\b|token|neuron|heads", one, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("name", sorted({*samples.ALL} - {"pictures", "deep_pictures"}))
+def test_a_page_on_texts_speaks_of_no_pictures(name: str) -> None:
+    text = page(samples.ALL[name]()).text
+    assert not re.search("picture|channel|branch|accumulate", text, re.IGNORECASE)
+
+
+def test_what_is_asked_for_on_pictures_is_per_picture() -> None:
+    result = {**samples.pictures(), "objective": {"dial": "latency_ms", "value": 5.0, "max_drop": 0.01}}
+    assert words.asked(result) == "at most 5.00 ms per picture and a loss of at most 1 point of accuracy"
+    assert words.asked({**result, "task": "text-classification"}).startswith("at most 5.00 ms per text and")
+
+
+def test_a_network_of_which_nothing_was_cut_says_so() -> None:
+    result = samples.pictures()
+    result["channels"] = [{**row, "kept": row["channels"]} for row in result["channels"]]
+    assert "physically gone" in page(result).text  # branches are gone still
+    result["branches"] = [{**branch, "gone": False} for branch in result["branches"]]
+    text = page(result).text
+    assert "Nothing was cut: pruned 1.8x int8 is recommended." in text
+    assert "physically gone" not in text
+
+
+def test_reasons_to_leave_tensors_whole_are_few() -> None:
+    reasons = {f"layer.{i}.weight": f"reason {i} (node_{i})" for i in range(6)} | {"more.weight": "reason 5 (other)"}
+    found = html.view({**samples.pictures(), "whole": reasons})["channels"]["whole"]
+    assert found == [
+        "reason 5: layer.5.weight, more.weight",
+        "reason 0: layer.0.weight",
+        "reason 1: layer.1.weight",
+        "3 tensors for other reasons",
+    ]
+
+
 @pytest.mark.parametrize("facts", [{}, {"accepted": False}, {"accepted": True}, {"candidates": [{}], "kept": [{}]}])
 def test_an_almost_empty_fact_sheet_gives_a_page(facts: dict[str, Any]) -> None:
     assert ("Accepted" if facts.get("accepted") else "Rejected") in page(facts).text
 
 
-def test_no_single_value_can_break_the_page() -> None:
-    short = samples.accepted()
-    for name in ("candidates", "kept", "timings", "recovery", "prediction"):
+@pytest.mark.parametrize("name", ["accepted", "pictures"])
+def test_no_single_value_can_break_the_page(name: str) -> None:
+    short = samples.ALL[name]()
+    for name in {"candidates", "kept", "timings", "recovery", "prediction", "channels", "branches"} & {*short}:
         short[name] = short[name][-2:]  # a failed candidate and a slow one are enough, and quick
     short["candidates"][0].update(chosen=True, passed=True)
     for what, facts in without_one(short):
@@ -200,9 +262,10 @@ def test_minimal_page_leaves_empty_sections_out() -> None:
 @pytest.mark.parametrize(
     "text", ['<script>alert("x")</script>', '"><img src=x onerror=alert(1)>', "</style><script>", "{{ 7 * 7 }} &amp; '"]
 )
-def test_hostile_text_is_only_ever_text(text: str) -> None:
-    parsed = page(samples.hostile(text))
-    plain = page(samples.hostile("x"))
+@pytest.mark.parametrize("name", ["accepted", "pictures"])
+def test_hostile_text_is_only_ever_text(text: str, name: str) -> None:
+    parsed = page(samples.hostile(text, name))
+    plain = page(samples.hostile("x", name))
     names = [tag for tag, _ in parsed.tags if tag not in ("text", "line", "title")]
     # The labels' places depend on the length of their text; every other element is the same one.
     assert names == [tag for tag, _ in plain.tags if tag not in ("text", "line", "title")]

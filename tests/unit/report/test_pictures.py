@@ -75,6 +75,48 @@ def test_a_layer_outside_the_model_is_not_drawn() -> None:
     assert charts.kept(result, 860.0) == charts.kept(samples.accepted(), 860.0)
 
 
+@pytest.mark.parametrize("width", [860.0, 360.0])
+def test_picture_of_channels_has_a_bar_for_every_group_and_none_for_what_is_gone(width: float) -> None:
+    result = samples.pictures()
+    svg = charts.channels(result, width)
+    bars = elements(svg, "bar")
+    whole, stay = (
+        [float(b.get("width", 0)) for b in bars if ("gone" in b.get("class", "")) == x] for x in (True, False)
+    )
+    rows = [row for row in result["channels"] if row["kept"]]
+    assert [round(b / a, 2) for a, b in zip(whole, stay, strict=True)] == [
+        round(row["kept"] / row["channels"], 2) for row in rows
+    ]
+    assert len(elements(svg, "gone-layer")) == len(result["channels"]) - len(rows) == 5
+    assert [e.text for e in elements(svg, "gone-label")] == ["branch removed"] * 5
+    assert "12 of 16" in svg
+
+
+@pytest.mark.parametrize("count", [1, 24, 30, 73, 150, 240, 300])
+@pytest.mark.parametrize("width", [860.0, 360.0])
+def test_many_groups_of_channels_stay_a_picture_of_some_height_with_words_that_do_not_touch(
+    count: int, width: float
+) -> None:
+    result = {"channels": samples.deep_pictures()["channels"][:count]}
+    root = ElementTree.fromstring(charts.channels(result, width))
+    _, _, wide, height = map(float, root.get("viewBox", "").split())
+    texts = [e for e in root.iter() if e.tag.endswith("text") and e.get("class") == "tick"]
+    names = [e for e in texts if e.get("text-anchor") == "end"]
+    assert height < 1020
+    assert len(names) == min(count, 240) if count <= 73 else 40 < len(names) < count
+    heights = [float(e.get("y", 0)) for e in names]
+    assert all(below - above >= 12.9 for above, below in zip(heights, heights[1:], strict=False))
+    for e in texts:
+        x, reach = float(e.get("x", 0)), draw.text_width(e.text or "", size=11.5)
+        assert x - reach >= -1 if e in names else x + reach <= wide + 1
+    assert ("and 60 groups more" in "".join(root.itertext())) == (count == 300)
+
+
+def test_long_names_of_groups_keep_their_ends() -> None:
+    svg = charts.channels(samples.deep_pictures(), 360.0)
+    assert elements(svg, "tick")[0].text == "…ttention.conv0"
+
+
 def test_recovery_has_one_line_per_candidate_and_falls() -> None:
     lines = elements(charts.recovery(samples.accepted(), 860.0), "series")
     assert len(lines) == 3

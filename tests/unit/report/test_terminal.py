@@ -39,6 +39,14 @@ def test_summary_says_verdict_and_reasons() -> None:
     assert "bundle: slim/" in said
 
 
+def test_summary_of_a_run_on_pictures_counts_pictures() -> None:
+    said = printed(terminal.summary(samples.pictures()))
+    assert "pictures/s" in said
+    assert "2.72× [2.66 to 2.79] the pictures per second of openvino fp32 dense" in said
+    assert "multiply-accumulates 125 M → 60.2 M (reported, never called speed)" in said
+    assert "text" not in said
+
+
 def test_summary_of_a_rejected_run_names_no_bundle() -> None:
     said = printed(terminal.summary({**samples.rejected(), "bundle": "slim/"}))
     assert "Rejected: No candidate met the gate" in said
@@ -71,6 +79,7 @@ def test_bench_table_shows_the_columns_that_are_filled() -> None:
     assert "92.50 %" in said
     assert "against ./dense" in said
     assert "p90" not in said
+    assert "texts" not in printed(terminal.bench_table(rows, against="./dense", items="pictures"))
     assert printed(terminal.bench_table([])).strip() == ""
 
 
