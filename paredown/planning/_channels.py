@@ -15,7 +15,7 @@ import numpy as np
 
 from paredown.errors import ParedownError
 from paredown.planning._costs import best_units, infeasible, most
-from paredown.types import Budget, GraphAnatomy, Limits, Plan, Scores
+from paredown.types import Array, Budget, GraphAnatomy, Limits, Plan, Scores
 
 HALVINGS = 40
 
@@ -93,17 +93,17 @@ def channel_plan(
     free = [g for g in anatomy.channels if g.name not in protect and g.name not in shares and (g.exact or inexact)]
     cost = ChannelCosts(anatomy, products, budget.metric, [group.name for group in free])
     fixed = {name: _liked(whole[name] * (1 - share), whole[name], limits, minimum) for name, share in shares.items()}
-    values = np.sort(np.concatenate([scores.values[g.name] for g in free])) if free else np.zeros(0)
+    places = _in_one_order([scores.values[group.name] for group in free])
+    total = sum(group.units for group in free)
 
     def widths(gone: float) -> dict[str, int]:
         """Where a share of `gone` of the free units is to go."""
         found = {**whole, **fixed}
-        for group in free:
+        for group, own in zip(free, places, strict=True):
             if ranking == "local":
                 stay = group.units * (1 - gone)
             else:
-                threshold = values[min(int(gone * len(values)), len(values) - 1)]
-                stay = float((scores.values[group.name] >= threshold).sum())
+                stay = float((own >= min(int(gone * total), total - 1)).sum())
             found[group.name] = _liked(stay, group.units, limits, minimum)
         return found
 
@@ -115,6 +115,19 @@ def channel_plan(
         {**anatomy.identity(), **keep},
         source=f"{scores.criterion}, {ranking}, {budget.metric} {budget.keep:.4g}",
     )
+
+
+def _in_one_order(values: Sequence[Array]) -> list[Array]:
+    """Of each group [U], at which place of all units each one goes, the lowest first; of units with the same score,
+    the groups lose the same shares.
+    """
+    if not values:
+        return []
+    inside = [np.argsort(np.argsort(own, kind="stable"), kind="stable") / len(own) for own in values]
+    order = np.lexsort((np.concatenate(inside), np.concatenate(values)))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return np.split(place, np.cumsum([len(own) for own in values])[:-1])
 
 
 def _bisected(
