@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,7 +90,13 @@ class NetworkWorkshop:
             share = 1.0
             if number < settings.rounds:
                 share = planning.gone_by(1.0, number / settings.rounds, settings.schedule)
-            plan = self.table.sized(share)
+            again = None if given is None else self.table.scores_after(number, given.model, given.plan)
+            plan = self.table.sized(share, again)
+            if given is not None:  # what went once does not come back
+                stay = {
+                    name: tuple(u for u in units if u in given.plan.keep[name]) for name, units in plan.keep.items()
+                }
+                plan = replace(plan, keep=stay)
             stage = name if settings.rounds == 1 else f"{name}, round {number}"
             minutes = (settings.minutes if settings.trains else 0.0) / settings.rounds
             made = self.student(stage, plan, minutes, from_=given)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from paredown import planning, registry
+from paredown.anatomy import describe_graph
 from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import score_channels
 from paredown.layers import WIDEST, input_grams, macs, places_of, widest
@@ -159,6 +160,27 @@ class Table:
             return {name: torch.from_numpy(np.asarray(value)) for name, value in found.values.items()}
 
         stored = self.work.tensors(f"scores-{self.criterion}", compute)
+        return Scores(self.criterion, {name: value.numpy() for name, value in stored.items()})
+
+    def scores_after(self, number: int, small: fx.GraphModule, plan: Plan) -> Scores:
+        """The same anew, of a network that was cut by `plan` in round `number` - 1; what is gone has less than all."""
+        own = describe_graph(small)
+
+        def compute() -> dict[str, Tensor]:
+            self.progress.stage(f"Scoring what is left by {self.criterion}")
+            batches = self.prepared.batches(self.prepared.scored)
+            found = score_channels(small, own, self.criterion, batches, seed=self.settings.seed).values
+            most = 1 + max((float(value.max()) for value in found.values()), default=0.0)
+            values = {}
+            for group in self.prepared.anatomy.channels:
+                kept = list(plan.keep[group.name])
+                values[group.name] = torch.full([group.units], -1.0, dtype=torch.float64)
+                theirs = found.get(group.name)
+                there = theirs is not None and len(theirs) == len(kept)  # a single channel is no group: it stays
+                values[group.name][kept] = torch.from_numpy(np.asarray(theirs, float)) if there else most
+            return values
+
+        stored = self.work.tensors(f"scores-{self.criterion}-{number}", compute)
         return Scores(self.criterion, {name: value.numpy() for name, value in stored.items()})
 
     @cached_property
@@ -317,18 +339,21 @@ class Table:
         best = max(fast, key=lambda one: one[0]) if fast else min(tried, key=lambda one: one[0])
         return {"plan": best[1].to_json(), "predictions": predictions}
 
-    def sized(self, share: float = 1.0) -> Plan:
-        """The plan of the amount that was asked for, of which a `share` (0 to 1) is gone by now."""
+    def sized(self, share: float = 1.0, scores: Scores | None = None) -> Plan:
+        """The plan of the amount that was asked for, of which a `share` (0 to 1) is gone by now; by the dense network's
+        scores unless there are others.
+        """
+        scores = scores or self.scores
         settings, prepared = self.settings, self.prepared
         stays = {"channels": 1 - settings.channels, "macs": settings.macs, "params": settings.parameters}
         metric = next(name for name in ("channels", "macs", "params") if stays[name] not in (None, 1))
         budget = Budget(metric, 1 - (1 - (stays[metric] or 0.0)) * share)
         if settings.by_sensitivity:
-            return self._by_sensitivity(budget)
+            return self._by_sensitivity(budget, scores)
         products = [planning.Product(name, *about) for name, about in places_of(prepared.model).items()]
         return planning.channel_plan(
             prepared.anatomy,
-            self.scores,
+            scores,
             budget,
             products,
             Limits(multiple_of=settings.multiple_of or 1),
@@ -338,7 +363,7 @@ class Table:
             minimum=settings.minimum_channels,
         )
 
-    def _by_sensitivity(self, budget: Budget) -> Plan:
+    def _by_sensitivity(self, budget: Budget, scores: Scores) -> Plan:
         """The least error in all for the budget, from what each part costs and loses alone."""
         prepared = self.prepared
         count = macs if budget.metric == "macs" else _parameters
@@ -355,11 +380,11 @@ class Table:
         best: Plan | None = None
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            plan = planning.plan_of(prepared.anatomy, self.scores, planning.choose(parts, middle), "by sensitivity")
+            plan = planning.plan_of(prepared.anatomy, scores, planning.choose(parts, middle), "by sensitivity")
             fits = count(cut_graph(prepared.model, prepared.anatomy, plan)) <= budget.keep * whole
             low, high, best = (low, middle, plan) if fits else (middle, high, best)
         if best is None:
-            narrowest = planning.plan_of(prepared.anatomy, self.scores, planning.choose(parts, low))
+            narrowest = planning.plan_of(prepared.anatomy, scores, planning.choose(parts, low))
             least = count(cut_graph(prepared.model, prepared.anatomy, narrowest))
             raise planning.infeasible(budget.keep * whole, least)
         return best
