@@ -85,7 +85,7 @@ def channels(result: Facts, width: float) -> str:
     if not every:
         return ""
     narrow, rows = width < 500, every[:MOST_ROWS]
-    row = 20.0 if len(rows) <= 24 else min(14.0, MOST_ROWS * 4.0 / len(rows))
+    row = 20.0 if len(rows) <= 24 else min(16.0, MOST_ROWS * 4.0 / len(rows))
     named = math.ceil(13 / row)  # one row of so many has room for words
     said = [
         f"{words.count(stay)} of {words.count(of)}" + ("" if narrow else f" ({100 * stay / of:.0f} %)")
@@ -101,10 +101,12 @@ def channels(result: Facts, width: float) -> str:
         baseline = y + high / 2 + 3.5
         at = f"{name}: {stay} of {of} channels" if stay else f"{name}: branch removed"
         if number % named == 0:
-            short = name if len(name) <= letters else "…" + name[1 - letters :]  # the ends of names tell them apart
+            # The ends of names tell them apart.
+            short = name if len(name) <= letters else "…" + name[1 - letters :].lstrip(".")
             body.append(draw.text(left - 8, baseline, short, anchor="end", css="tick"))
         if not stay:
-            body.append(draw.rect(left, y, full, high, "gone-layer", title=at))
+            edge = pad if named > 1 else 1.0  # words are to fit into it
+            body.append(draw.rect(left, y - pad + edge, full, row - 2 * edge, "gone-layer", title=at))
             if named == 1:
                 body.append(draw.text(left + 8, baseline, "branch removed", css="gone-label"))
             continue
