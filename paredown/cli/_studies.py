@@ -19,9 +19,21 @@ if TYPE_CHECKING:
 
 WHAT = "What to study"
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder of transformers, or a name on the hub.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder of transformers, a name on the hub, or package.module:factory with --weights.",
+    ),
+]
 Data = Annotated[
-    str, typer.Option("--data", metavar="FILE", help="Examples to score with.", rich_help_panel=options.DATA)
+    str,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Examples to score with; pictures are in an NPZ, or in a folder per class.",
+        rich_help_panel=options.DATA,
+    ),
 ]
 Labels = Annotated[
     bool,
@@ -40,17 +52,25 @@ Out = Annotated[
         rich_help_panel=options.RUN,
     ),
 ]
-Units = Annotated[
-    str, typer.Option("--units", metavar="A,B", help="heads, neurons, layers, sublayers.", rich_help_panel=WHAT)
-]
-Fractions = Annotated[
-    str,
-    typer.Option("--fractions", metavar="A,B", help="Shares that go: .1,.3 or 10%,30%.", rich_help_panel=WHAT),
-]
 Recover = Annotated[
-    Literal["none", "compensate", "reconstruct"],
-    typer.Option("--recover", help="What is done after each cut; nothing is trained.", rich_help_panel=WHAT),
+    Literal["none", "compensate", "statistics", "reconstruct"],
+    typer.Option(
+        "--recover",
+        help="What is done after each cut; nothing is trained. compensate is for texts, statistics (batch norm's, "
+        "taken anew) for image classifiers.",
+        rich_help_panel=WHAT,
+    ),
 ]
+
+
+def _units(usual: str) -> Any:
+    told = f"heads, neurons, layers, sublayers; of image classifiers channels, branches. By default {usual}."
+    return typer.Option("--units", metavar="A,B", help=told, show_default=False, rich_help_panel=WHAT)
+
+
+def _fractions(usual: str) -> Any:
+    told = f"Shares that go: .1,.3 or 10%,30%. By default {usual}."
+    return typer.Option("--fractions", metavar="A,B", help=told, show_default=False, rich_help_panel=WHAT)
 
 
 def score(
@@ -65,14 +85,19 @@ def score(
     label_column: options.LabelColumn = None,
     labels: Labels = False,
     max_length: options.MaxLength = None,
+    weights: options.Weights = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.PictureSize = None,
     out: Out = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
-    """Show how much each head, neuron or layer of MODEL matters by one criterion, as a heat map."""
+    """Show how much each head, neuron, layer or channel of MODEL matters by one criterion, as a heat map."""
     make_folder(out)
-    what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
+    pictures = {"weights": weights, "mean": mean, "std": std, "size": size}
+    what = {**asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed), **pictures}
     with shown() as progress:
         from paredown import pipeline
 
@@ -87,14 +112,14 @@ def sensitivity(
     *,
     data: Data,
     eval: options.Eval = None,
-    units: Units = "heads,neurons,sublayers,layers",
-    fractions: Fractions = ".25,.5,.75",
+    units: Annotated[str, _units("all there are")] = "",
+    fractions: Annotated[str, _fractions("quarters, of channels 10% to 70%")] = "",
     criterion: Annotated[
         str | None,
         typer.Option(
             "--criterion",
             metavar="NAME",
-            help="What ranks heads and neurons; obs by default.",
+            help="What ranks heads, neurons and channels; obs by default.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -103,6 +128,10 @@ def sensitivity(
     label_column: options.LabelColumn = None,
     labels: Labels = False,
     max_length: options.MaxLength = None,
+    weights: options.Weights = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.PictureSize = None,
     out: Out = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -110,7 +139,8 @@ def sensitivity(
 ) -> int:
     """Show what each layer of MODEL alone can lose: curves, heat maps, and the layers in order."""
     make_folder(out)
-    what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
+    pictures = {"weights": weights, "mean": mean, "std": std, "size": size}
+    what = {**asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed), **pictures}
     with shown() as progress:
         from paredown import pipeline
 
@@ -133,28 +163,33 @@ def compare(
     criteria: Annotated[
         str, typer.Option("--criteria", metavar="A,B", help="By default every one there is.", rich_help_panel=WHAT)
     ] = "",
-    units: Units = "heads,neurons",
-    fractions: Fractions = ".1,.3,.5",
+    units: Annotated[str, _units("heads and neurons, or channels")] = "",
+    fractions: Annotated[str, _fractions("10%, 30% and 50%, of channels 10% to 50%")] = "",
     recover: Recover = "none",
     ranking: Annotated[
         Literal["global", "layer"],
         typer.Option("--ranking", help="Over all layers, or the same share of each.", rich_help_panel=WHAT),
     ] = "global",
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, metavar="N", help="Draws of calibration texts.", rich_help_panel=WHAT)
+        int, typer.Option("--seeds", min=1, metavar="N", help="Draws of calibration examples.", rich_help_panel=WHAT)
     ] = 3,
     text_column: options.TextColumn = None,
     label_column: options.LabelColumn = None,
     labels: Labels = False,
     max_length: options.MaxLength = None,
+    weights: options.Weights = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.PictureSize = None,
     out: Out = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> int:
-    """Compare criteria on MODEL: the quality left by each, at each share, with intervals over texts and seeds."""
+    """Compare criteria on MODEL: the quality left by each, at each share, with intervals over examples and seeds."""
     make_folder(out)
-    what = asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed)
+    pictures = {"weights": weights, "mean": mean, "std": std, "size": size}
+    what = {**asked(model, data, eval, text_column, label_column, labels, max_length, threads, seed), **pictures}
     with shown() as progress:
         from paredown import pipeline
 

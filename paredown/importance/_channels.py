@@ -6,7 +6,7 @@ Legend: B pictures, U units, S entries of a unit, X inputs of a layer (channels 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from paredown import registry
+from paredown.calibration import SOFTENING
 from paredown.errors import BadData
 from paredown.graph import operator_of, run_seeing
 from paredown.importance._evidence import Evidence
@@ -46,6 +47,7 @@ def score_channels(
     labels: Sequence[Tensor] = (),
     *,
     seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """`values[group]` [U] of every group, larger means keep; what is no change of the loss has a mean of 1 in a group.
 
@@ -57,7 +59,9 @@ def score_channels(
         raise BadData(f"The criterion {criterion!r} does not rank channels.")
     if module.NEEDS and not len(pictures):
         raise BadData(f"The criterion {criterion!r} needs calibration pictures, and there are none.")
-    seen = _look(model, anatomy, module.NEEDS, pictures, labels, seed) if module.NEEDS else _Seen(model, anatomy)
+    seen = _Seen(model, anatomy)
+    if module.NEEDS:
+        seen = _look(model, anatomy, module.NEEDS, pictures, labels, seed, progress or (lambda count: None))
     values = {}
     for group in anatomy.channels:
         if "gram" in module.NEEDS:
@@ -170,6 +174,7 @@ def _look(
     pictures: Sequence[Tensor],
     labels: Sequence[Tensor],
     seed: int,
+    progress: Callable[[int], None],
 ) -> _Seen:
     """One pass over the pictures, with gradients where they are asked for."""
     seen = _Seen(model, anatomy)
@@ -240,15 +245,16 @@ def _look(
     try:
         for number, x in enumerate(pictures):
             seen.pictures += len(x)
+            progress(len(x))
             with torch.set_grad_enabled(grads):
                 logits = run_seeing(model, x, set(at), before, after)
                 if not grads:
                     continue
-                wanted = (
-                    labels[number]
-                    if len(labels)
-                    else torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-                )
+                if len(labels):
+                    wanted = labels[number]
+                else:
+                    logits = logits / SOFTENING
+                    wanted = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
                 loss = F.cross_entropy(logits, wanted, reduction="sum")
                 loss.backward()
             for name in list(gates):

@@ -12,7 +12,8 @@ from paredown.pipeline._embedder import EmbedderSettings, distill_embedder, trai
 from paredown.pipeline._fewshot import fewshot
 from paredown.pipeline._run import run
 from paredown.pipeline._settings import Progress, Settings, Silent
-from paredown.pipeline._study import StudySettings, compare, score_model, sensitivity
+from paredown.pipeline._study import compare, score_model, sensitivity
+from paredown.pipeline._study_settings import StudySettings
 from paredown.pipeline._token_search import SearchSettings, search_tokens
 from paredown.pipeline._tokens import TokenSettings, sweep_tokens
 from paredown.pipeline._validate import bench, validate

@@ -1,66 +1,44 @@
 """Looking before cutting: how much units matter, what each layer can lose, and which criterion is right for a model.
 
-Everything here is judged on the guardrail texts; the test split stays closed.
+Everything here is judged on the guardrail texts; the test split stays closed. Image classifiers are studied by
+`_network_study`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from paredown import registry
 from paredown.calibration import Batch
-from paredown.cores import cores
 from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import criteria as criteria_of
 from paredown.importance import score_each
 from paredown.network import network
+from paredown.pipeline import _network_study
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import CALIBRATION_BATCH_TOKENS, Prepared, outputs_of, prepare
-from paredown.pipeline._settings import Progress, Settings, Silent
+from paredown.pipeline._settings import Progress, Silent
+from paredown.pipeline._study_settings import StudySettings, check, facts_of, plain, with_threads
 from paredown.planning import Shares, by_shares
 from paredown.recovery import recover as recover_by
 from paredown.surgery import cut, parameters
 from paredown.tasks import length_sorted_batches
 from paredown.tasks.causal_lm import next_tokens
-from paredown.types import Array, Interval, Plan, Scores, canonical_json, finite
-from paredown.validation.machine import card
+from paredown.types import Array, Interval, Plan, Scores
 from paredown.validation.quality import mean_drop
 
 UNITS = {"heads": "head", "neurons": "neuron", "layers": "layer", "sublayers": "sublayer"}
 RECOVERIES = ("none", "compensate", "reconstruct")
+ALONE, ALONE_FRACTIONS = ("heads", "neurons", "sublayers", "layers"), (0.25, 0.5, 0.75)
+COMPARED, COMPARED_FRACTIONS = ("heads", "neurons"), (0.1, 0.3, 0.5)
 STUDIED_TOKENS = 24_000  # of calibration texts per seed
 DEFAULT_CRITERION = {"heads": "obs", "neurons": "obs", "layers": "block_influence", "sublayers": "block_influence"}
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """What the three verbs have in common. `labels`: gradients are those of the task loss, not of the divergence."""
-
-    model: str
-    data: str
-    eval: str | None = None
-    task: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    pair_column: str | None = None
-    score_column: str | None = None
-    labels: bool = False
-    seed: int = 0
-    threads: int | None = None
-    max_length: int | None = None
-
-    def settings(self) -> Settings:
-        """The same, as the main job takes it."""
-        shared = {name: value for name, value in vars(self).items() if name != "labels"}
-        return Settings(**shared, out="")
 
 
 @dataclass
@@ -74,10 +52,6 @@ class Study:
 
     def __post_init__(self) -> None:
         self.dense: Array = outputs_of(self.prepared.network, self.prepared.guardrail)
-
-    @property
-    def metric(self) -> str:
-        return self.prepared.task.metric_name(self.prepared.splits.guardrail)
 
     def batches(self, seed: int) -> list[Batch]:
         """Calibration batches of texts drawn by this seed, with their labels if those are to count."""
@@ -129,50 +103,46 @@ class Study:
     def about(self) -> dict[str, Any]:
         """What every study says of itself."""
         prepared = self.prepared
-        quality = prepared.task.metrics(self.dense, prepared.splits.guardrail, self.dense)
-        return {
-            "model": self.asked.model,
-            "task": prepared.task.NAME,
-            "family": prepared.anatomy.family,
-            "quality_metric": self.metric,
-            "quality_dense": quality.get(self.metric, 1.0),
-            "samples": len(prepared.splits.guardrail),
-            "loss": "task" if self.asked.labels else "divergence",
-            "parameters_dense": parameters(prepared.model),
-            "notes": list(prepared.notes),
-            "machine": card(),
-        }
+        return facts_of(
+            self.asked,
+            task=prepared.task,
+            data=prepared.splits.guardrail,
+            dense=self.dense,
+            family=prepared.anatomy.family,
+            parameters=parameters(prepared.model),
+            notes=prepared.notes,
+        )
 
 
 @contextmanager
 def _opened(asked: StudySettings, progress: Progress) -> Iterator[Study]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(asked.threads or cores())
-    try:
+    settings = asked.settings()
+    settings.only_for(pictures=False)
+    with with_threads(asked):
         progress.stage("Reading model and data")
-        prepared = prepare(asked.settings())
+        prepared = prepare(settings)
         if asked.labels and not prepared.generates and prepared.splits.calibration.labels is None:
             raise ParedownError("The task loss needs labels, and the data has none: leave --labels out.")
         yield Study(asked, prepared, progress)
-    finally:
-        torch.set_num_threads(before)
 
 
 def score_model(asked: StudySettings, *, criterion: str, progress: Progress | None = None) -> dict[str, Any]:
     """How much every unit matters by one criterion: `values` by group, for a heat map."""
     progress = progress or Silent()
     registry.find("importance", criterion)
+    if asked.of_pictures:
+        return _network_study.score_network(asked, criterion, progress)
     with _opened(asked, progress) as study:
         progress.stage(f"Scoring by {criterion}")
         scores = study.scores([criterion], 0)[criterion]
-        return _plain({**study.about(), "criterion": criterion, "source": scores.source, "values": scores.values})
+        return plain({**study.about(), "criterion": criterion, "source": scores.source, "values": scores.values})
 
 
 def sensitivity(
     asked: StudySettings,
     *,
-    units: Sequence[str] = ("heads", "neurons", "sublayers", "layers"),
-    fractions: Sequence[float] = (0.25, 0.5, 0.75),
+    units: Sequence[str] = (),
+    fractions: Sequence[float] = (),
     criterion: str | None = None,
     recover: str = "none",
     progress: Progress | None = None,
@@ -180,10 +150,15 @@ def sensitivity(
     """What each layer alone can lose: `rows` of quality by unit, layer and fraction, and the layers in order.
 
     The units of one layer go in the order of the criterion ("obs" by default); a layer, or one of its sub-layers, goes
-    as a whole.
+    as a whole. Of an image classifier channels go so, in every group of coupled ones alone, and residual branches as a
+    whole; to `recover`, "reconstruct" re-fits what reads them, and "statistics" takes those of batch norm anew. Without
+    `units` all there are, by default quarters of them, and of channels 10 to 70 %.
     """
     progress = progress or Silent()
-    _check(units, fractions, recover)
+    if asked.of_pictures:
+        return _network_study.network_sensitivity(asked, units, fractions, criterion, recover, progress)
+    units, fractions = units or ALONE, fractions or ALONE_FRACTIONS
+    check(units, fractions, recover, tuple(UNITS), RECOVERIES)
     with _opened(asked, progress) as study:
         anatomy = study.prepared.anatomy
         depth = anatomy.group("layers").units
@@ -206,7 +181,7 @@ def sensitivity(
             progress.advance(1)
         order = {unit: sorted(by_layer, key=lambda i: float(np.mean(by_layer[i]))) for unit, by_layer in lost.items()}
         facts = {**study.about(), "criterion": ranked, "recover": recover, "layers": depth, "rows": rows}
-        return _plain({**facts, "most_prunable_first": order})
+        return plain({**facts, "most_prunable_first": order})
 
 
 def _alone(
@@ -243,8 +218,8 @@ def compare(
     asked: StudySettings,
     *,
     criteria: Sequence[str] = (),
-    units: Sequence[str] = ("heads", "neurons"),
-    fractions: Sequence[float] = (0.1, 0.3, 0.5),
+    units: Sequence[str] = (),
+    fractions: Sequence[float] = (),
     recover: str = "none",
     ranking: str = "global",
     protect: tuple[int, int] = (0, 0),
@@ -253,10 +228,17 @@ def compare(
 ) -> dict[str, Any]:
     """Quality by criterion and fraction, every kind of unit for itself: `rows`, each a mean over seeds with interval.
 
-    A seed draws the calibration texts (and the random control). Without `criteria` all those of the kind are compared.
+    A seed draws the calibration texts (and the random control). Without `criteria` all those of the kind are compared,
+    without `units` heads and neurons, or the channels of an image classifier; of those, `fractions` are of all that may
+    go (the first layer's stay), and what is left is anything but equal in multiply-accumulates: every row has them.
     """
     progress = progress or Silent()
-    _check(units, fractions, recover)
+    if asked.of_pictures:
+        return _network_study.compare_network(
+            asked, criteria, units, fractions, recover=recover, ranking=ranking, seeds=seeds, progress=progress
+        )
+    units, fractions = units or COMPARED, fractions or COMPARED_FRACTIONS
+    check(units, fractions, recover, tuple(UNITS), RECOVERIES)
     for name in criteria:
         registry.find("importance", name)
     named = {unit: [c for c in criteria_of(UNITS[unit]) if not criteria or c in criteria] for unit in units}
@@ -293,25 +275,10 @@ def compare(
             row = {"unit": unit, "criterion": name, "fraction": fraction, "quality": quality, "drop": lost}
             rows.append({**row, "seeds": len(seen), "parameters": seen[0][1]})
         about = {"recover": recover, "ranking": ranking, "protect": list(protect), "seeds": seeds}
-        return _plain({**study.about(), **about, "rows": rows})
+        return plain({**study.about(), **about, "rows": rows})
 
 
 def _published(criterion: str | None, recover: str) -> str:
     """What follows a cut by a criterion: without recovery, still what is a part of the criterion itself."""
     own = criterion is not None and getattr(registry.find("importance", criterion), "COMPENSATES", False)
     return "compensate" if own and recover == "none" else recover
-
-
-def _check(units: Sequence[str], fractions: Sequence[float], recover: str) -> None:
-    wrong = [unit for unit in units if unit not in UNITS]
-    if wrong or not units:
-        raise ParedownError(f"There is no unit {wrong[0] if wrong else ''!r}; choose among {', '.join(UNITS)}.")
-    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
-        raise ParedownError("Fractions are shares above 0 and below 1, such as 0.3.")
-    if recover not in RECOVERIES:
-        raise ParedownError(f"There is no recovery {recover!r} here; choose {', '.join(RECOVERIES)}.")
-
-
-def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(canonical_json(finite(facts)))
-    return plain

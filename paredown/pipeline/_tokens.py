@@ -44,7 +44,7 @@ from paredown.pipeline._prepare import (
     timing_batches,
 )
 from paredown.pipeline._settings import DEFAULT_DROP, Progress, Silent
-from paredown.pipeline._study import StudySettings
+from paredown.pipeline._study_settings import StudySettings
 from paredown.surgery import parameters
 from paredown.targets.torch import autocast, check_precision
 from paredown.tokens import Packed, fit

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import html
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,26 @@ Rows = list[list[float | None]]
 
 WIDTH, ROW, LEFT = 860.0, 22.0, 60.0
 STANDING_OUT = 5  # curves with a colour of their own; the others are grey
+MOST_NAMES = 12  # lines that all have their names; of more layers only those at both ends of the order
+LONGEST_NAME = 26  # characters of a layer's name that a picture has room for
 
 
 def heading(unit: str) -> str:
     """The name of a kind of unit at the beginning of a line."""
     return unit.upper() if unit == "ffn" else unit.capitalize()
+
+
+def layer_names(layers: Iterable[object]) -> dict[object, str]:
+    """What each layer is called in a picture: L3, or the end of its name without what all names begin with."""
+    found = list(dict.fromkeys(layers))
+    parts = [str(layer).split(".") for layer in found]
+    same = len(os.path.commonprefix(parts)) if len(parts) > 1 else 0  # a layer is never called by nothing
+    same = min([same, *(len(part) - 1 for part in parts)])
+    called = {}
+    for layer, part in zip(found, parts, strict=True):
+        name = f"L{layer}" if isinstance(layer, int) else ".".join(part[same:])
+        called[layer] = name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
+    return called
 
 
 def maps(facts: Facts, *, columns: int) -> Iterator[tuple[str, list[str], Rows, str]]:
@@ -34,6 +51,14 @@ def maps(facts: Facts, *, columns: int) -> Iterator[tuple[str, list[str], Rows, 
 def _scores(facts: Facts, columns: int) -> Iterator[tuple[str, list[str], Rows, str]]:
     values = words.mapping(facts["values"])
     dark = "dark: matters more; a unit's share of the largest score"
+    if facts.get("unit") == "channels":
+        named = {name: words.numbers(found) for name, found in values.items()}
+        most = max((max(found) for found in named.values()), default=0.0) or 1.0
+        quantiles = np.linspace(0, 1, columns)
+        shades: Rows = [[_shade(q, most) for q in np.quantile(found, quantiles)] for found in named.values()]
+        says = f"each layer's channels from the least to the most important, as quantiles; {dark}"
+        yield "Channels", list(layer_names(named).values()), shades, says
+        return
     for kind in ("heads", "neurons"):
         named = {name: words.numbers(v) for name, v in values.items() if name.endswith(f".{kind}")}
         named = {name: v for name, v in named.items() if v}
@@ -47,7 +72,7 @@ def _scores(facts: Facts, columns: int) -> Iterator[tuple[str, list[str], Rows, 
             if kind == "neurons":  # too many for a cell each: sorted, and shown as quantiles
                 row = [float(q) for q in np.quantile(row, np.linspace(0, 1, columns))]
                 says = f"each layer's neurons from the least to the most important, as quantiles; {dark}"
-            table.append([float(np.sqrt(max(v, 0.0) / most)) for v in row])
+            table.append([_shade(v, most) for v in row])
         width = max(len(row) for row in table)
         full: Rows = [[*row, *[None] * (width - len(row))] for row in table]
         yield kind.capitalize(), [f"L{name.split('.')[1]}" for name in order], full, says
@@ -60,71 +85,94 @@ def _scores(facts: Facts, columns: int) -> Iterator[tuple[str, list[str], Rows, 
             yield key.capitalize(), [f"L{i}" for i in range(len(rows))], rows, says
 
 
+def _shade(value: float, most: float) -> float:
+    return float(np.sqrt(max(value, 0.0) / most))
+
+
 def _drops(facts: Facts, rows: Sequence[Facts]) -> Iterator[tuple[str, list[str], Rows, str]]:
     metric = facts.get("quality_metric")
     for unit in dict.fromkeys(str(row["unit"]) for row in rows):
         own = [row for row in rows if row["unit"] == unit]
         most = max(max(row["drop"]["value"] for row in own), 0.0) or 1.0
         fractions = sorted({row["fraction"] for row in own})
-        layers = sorted({row["layer"] for row in own})
-        shades = [float(np.sqrt(max(row["drop"]["value"], 0.0) / most)) for row in own]
+        layers = list(dict.fromkeys(row["layer"] for row in own))  # in the order in which they run
+        shades = [_shade(row["drop"]["value"], most) for row in own]
         lost = {(row["layer"], row["fraction"]): shade for row, shade in zip(own, shades, strict=True)}
         table: Rows = [[lost.get((layer, fraction)) for fraction in fractions] for layer in layers]
         shares = ", ".join(f"{fraction:.0%}" for fraction in fractions)
         says = f"{shares} gone of that layer alone; darkest: {words.drop(metric, most)} lost"
-        yield heading(unit), [f"L{layer}" for layer in layers], table, says
+        yield heading(unit), list(layer_names(layers).values()), table, says
 
 
 def picture(name: str, labels: Sequence[str], rows: Rows) -> str:
     """One heat map as inline SVG."""
-    cell = min(40.0, (WIDTH - LEFT) / max(len(rows[0]), 1))
+    left = max([LEFT, *(draw.text_width(label) + 12 for label in labels)])
+    cell = min(40.0, (WIDTH - left) / max(len(rows[0]), 1))
     body = []
     for i, (label, row) in enumerate(zip(labels, rows, strict=True)):
-        body.append(draw.text(LEFT - 8, i * ROW + ROW / 2 + 4, label, anchor="end", css="tick"))
+        body.append(draw.text(left - 8, i * ROW + ROW / 2 + 4, label, anchor="end", css="tick"))
         for j, value in enumerate(row):
             if value is not None:
                 shade = f"h{min(9, int(value * 9.999))}"
-                body.append(draw.rect(LEFT + j * cell, i * ROW + 1, cell - 1, ROW - 2, shade, title=f"{value:.3f}"))
+                body.append(draw.rect(left + j * cell, i * ROW + 1, cell - 1, ROW - 2, shade, title=f"{value:.3f}"))
     return draw.svg(WIDTH, len(rows) * ROW + 4, name, body)
 
 
 def curves(facts: Facts) -> Iterator[tuple[str, str]]:
-    """(name, SVG) for each kind of unit: the drop over the share that went, a line per criterion or per layer."""
+    """(name, SVG) for each kind of unit: the drop over the share that went, a line per criterion or per layer; of
+    channels also over the share of the arithmetic, which equal shares of channels do not take alike.
+    """
     rows = words.mappings(facts.get("rows"))
     key = "criterion" if any("criterion" in row for row in rows) else "layer"
     for unit in dict.fromkeys(str(row["unit"]) for row in rows):
         own = [row for row in rows if row["unit"] == unit]
         if len({row["fraction"] for row in own}) > 1:
             what = "the share that went" if key == "criterion" else "the share of one layer that went"
-            yield f"{heading(unit)}: drop over {what}", _curve(facts, own, key)
+            yield f"{heading(unit)}: drop over {what}", _curve(facts, own, key, [row["fraction"] for row in own])
+            if key == "criterion" and facts.get("macs_dense"):
+                gone = [1 - row["macs"] / facts["macs_dense"] for row in own]
+                yield f"{heading(unit)}: drop over the multiply-accumulates that went", _curve(facts, own, key, gone)
 
 
-def _curve(facts: Facts, rows: Sequence[Facts], key: str) -> str:
+def _curve(facts: Facts, rows: Sequence[Facts], key: str, shares: Sequence[float]) -> str:
     metric = facts.get("quality_metric")
-    lines: dict[str, list[Facts]] = {}
-    for row in sorted(rows, key=lambda row: float(row["fraction"])):
-        name = f"L{row[key]}" if key == "layer" else str(row[key])
-        lines.setdefault(name, []).append(row)
-    best = sorted(lines, key=lambda name: sum(row["drop"]["value"] for row in lines[name]))
-    strong = best[:STANDING_OUT] if key == "criterion" else best
-    frame = (72.0, 12.0, WIDTH - 190, 320.0)
-    drops = [row["drop"]["value"] for row in rows]
-    x = draw.Scale(*draw.padded([float(row["fraction"]) for row in rows]), frame[0], frame[2])
-    y = draw.Scale(*draw.padded([0.0, *drops]), frame[3], frame[1])
+    lines: dict[str, list[tuple[float, Facts]]] = {}
+    called = layer_names(row[key] for row in rows) if key == "layer" else {}
+    for share, row in sorted(zip(shares, rows, strict=True), key=lambda pair: pair[0]):
+        lines.setdefault(called.get(row[key], str(row[key])), []).append((share, row["drop"]))
+    best = sorted(lines, key=lambda name: sum(drop["value"] for _, drop in lines[name]))
+    strong = best
+    if key == "criterion":
+        strong = best[:STANDING_OUT]
+    elif len(best) > MOST_NAMES:
+        strong = [*best[:STANDING_OUT], *best[-STANDING_OUT:]]
+    named = lines if key == "criterion" else {name: lines[name] for name in lines if name in strong}
+    room = max(draw.text_width(name) for name in named) + 24
+    frame = (72.0, 12.0, WIDTH - max(190.0, room), 320.0)
+    x = draw.Scale(*draw.padded(shares), frame[0], frame[2])
+    y = draw.Scale(*draw.padded([0.0, *(row["drop"]["value"] for row in rows)]), frame[3], frame[1])
     body = draw.axes(x, y, frame, x_words=lambda v: f"{v:.0%}", y_words=lambda v: words.drop(metric, v))
     if key == "criterion" and best:
-        band = [(x(row["fraction"]), row["drop"]) for row in lines[best[0]]]
+        band = [(x(share), drop) for share, drop in lines[best[0]]]
         points = [f"{at:.1f},{y(d['high']):.1f}" for at, d in band] + [
             f"{at:.1f},{y(d['low']):.1f}" for at, d in reversed(band)
         ]
         body.append(f'<polygon points="{" ".join(points)}" class="band"/>')
-    ends = [lines[name][-1]["drop"]["value"] for name in lines]
-    heights = draw.spread([y(v) for v in ends], gap=14, low=frame[1] + 4, high=frame[3])
-    for (name, own), height in zip(lines.items(), heights, strict=True):
-        css = f"s{strong.index(name) % 6}" if name in strong else "rest"
-        css = "random" if name == "random" else css
-        points = [f"{x(row['fraction']):.1f},{y(row['drop']['value']):.1f}" for row in own]
-        body.append(f'<polyline points="{" ".join(points)}" class="series {css}"><title>{name}</title></polyline>')
-        body.append(draw.line(x(own[-1]["fraction"]), y(own[-1]["drop"]["value"]), frame[2] + 8, height, "leader"))
+    for name, own in lines.items():
+        css = _style(name, strong)
+        points = [f"{x(share):.1f},{y(drop['value']):.1f}" for share, drop in own]
+        said = html.escape(name)
+        body.append(f'<polyline points="{" ".join(points)}" class="series {css}"><title>{said}</title></polyline>')
+    heights = draw.spread([y(own[-1][1]["value"]) for own in named.values()], gap=14, low=frame[1] + 4, high=frame[3])
+    for (name, own), height in zip(named.items(), heights, strict=True):
+        css = _style(name, strong)
+        share, drop = own[-1]
+        body.append(draw.line(x(share), y(drop["value"]), frame[2] + 8, height, "leader"))
         body.append(draw.text(frame[2] + 12, height + 4, name, css=f"name {css}"))
     return draw.svg(WIDTH, 350, "Drop of quality over the share removed", body)
+
+
+def _style(name: str, strong: Sequence[str]) -> str:
+    if name == "random":
+        return "random"
+    return f"s{strong.index(name) % 6}" if name in strong else "rest"

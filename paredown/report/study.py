@@ -25,6 +25,7 @@ Facts = Mapping[str, Any]
 
 SHADES = " ░▒▓█"  # a heat map that a log file can hold
 QUANTILES = 24  # columns of a layer with many neurons
+MOST_INTERVALS = 4  # columns of figures that a terminal is wide enough for with their intervals
 
 
 def write(facts: Facts, path: Path) -> Path:
@@ -74,16 +75,17 @@ def terminal(facts: Facts) -> RenderableType:
     parts: list[RenderableType] = [Text(_about(facts), style="dim")]
     for name, labels, rows, says in heat.maps(facts, columns=QUANTILES):
         parts.append(Text(f"\n{name}", style="bold"))
+        wide = max([6, *map(len, labels)])
         for label, row in zip(labels, rows, strict=True):
             shaded = "".join(SHADES[0] if v is None else SHADES[min(4, int(v * 4.999))] * 2 for v in row)
-            parts.append(Text(f"{label:>6} {shaded}"))
-        parts.append(Text(f"       {says}", style="dim"))
+            parts.append(Text(f"{label:>{wide}} {shaded}"))
+        parts.append(Text(f"{'':{wide}} {says}", style="dim"))
     if "candidates" in facts:
         parts += [Text(""), summary(facts)]
         return Group(*parts)
     if "left_out" in facts:
         parts.append(Text(str(facts.get("verdict")), style="bold"))
-    head, cells = table_of(facts)
+    head, cells = table_of(facts, narrow=True)
     for unit in dict.fromkeys(row[0] for row in cells):  # a table each, that a terminal is wide enough for
         own = [line for line in cells if line[0] == unit]
         used = [i for i in range(1, len(head)) if any(line[i] for line in own)]
@@ -99,8 +101,11 @@ def terminal(facts: Facts) -> RenderableType:
     return Group(*parts)
 
 
-def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
-    """Heading and cells: by criterion and fraction of a comparison, by layer of a sensitivity study; else nothing."""
+def table_of(facts: Facts, *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Heading and cells: by criterion and fraction of a comparison, by layer of a sensitivity study; else nothing.
+
+    Where many fractions have to be `narrow`, intervals are left out.
+    """
     if "candidates" in facts:
         return _policies(facts)
     if "left_out" in facts:
@@ -119,8 +124,14 @@ def table_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
         units = list(dict.fromkeys(unit for unit, _ in order))
         order.sort(key=lambda name: (units.index(name[0]), _mean_drop(found[name].values())))
     counted = words.drop_unit(metric) or words.metric_name(metric)
-    head = ["unit", key, *(f"{counted} lost at {fraction:.0%}" for fraction in fractions)]
-    cells = [[*name, *(_cell(metric, found[name].get(fraction)) for fraction in fractions)] for name in order]
+    bare = narrow and len(fractions) > MOST_INTERVALS
+    dense = facts.get("macs_dense") if key == "criterion" and not bare else None
+    left = " (MACs left)" if dense else ""
+    head = ["unit", key, *(f"{counted} lost at {fraction:.0%}{left}" for fraction in fractions)]
+    cells = [
+        [*name, *(_cell(metric, found[name].get(fraction), bare=bare, dense=dense) for fraction in fractions)]
+        for name in order
+    ]
     return head, cells
 
 
@@ -187,18 +198,20 @@ def _mean_drop(rows: Iterable[Facts]) -> float:
     return sum(drops) / len(drops)
 
 
-def _cell(metric: object, row: Facts | None) -> str:
+def _cell(metric: object, row: Facts | None, *, bare: bool, dense: int | None) -> str:
+    """The drop, with its interval unless `bare`, and what is left of the `dense` network's multiply-accumulates."""
     if row is None:
         return ""
     ends = words.drop_interval(metric, row.get("drop"))
     value = words.drop(metric, words.mapping(row.get("drop")).get("value"), unit=False)
-    return value + (f" [{ends}]" if ends else "")
+    return value + (f" [{ends}]" if ends and not bare else "") + (f" ({row['macs'] / dense:.0%})" if dense else "")
 
 
 def _in_order(facts: Facts) -> str:
     """Which layers can lose most of each kind of unit, the most prunable first; empty for any other study."""
     order = words.mapping(facts.get("most_prunable_first"))
-    said = [f"{heat.heading(unit)} {', '.join(f'L{i}' for i in layers)}" for unit, layers in order.items()]
+    called = {unit: heat.layer_names(sorted(layers)) for unit, layers in order.items()}
+    said = [f"{heat.heading(unit)} {', '.join(called[unit][i] for i in layers)}" for unit, layers in order.items()]
     return f"Most prunable first: {'; '.join(said)}." if said else ""
 
 
@@ -231,7 +244,7 @@ def _about(facts: Facts) -> str:
     if facts.get("shots"):
         said.append(f"{facts['shots']} shots")
     if "samples" in facts:
-        said.append(f"{facts['samples']} guardrail texts")
+        said.append(f"{facts['samples']} guardrail {words.items(facts)}")
     if facts.get("recover"):
         said.append("no recovery" if facts["recover"] == "none" else f"recovery: {facts['recover']}")
     if facts.get("seeds"):

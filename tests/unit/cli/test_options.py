@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 PRUNE = ["prune", "./model", "--data", "train.csv", "--out", "slim"]
 
-STUDY = "--data --eval --text-column --label-column --labels --max-length --out --threads --seed --json"
+STUDY = "--data --eval --text-column --label-column --labels --max-length --out --threads --seed --json "
+STUDY += "--weights --mean --std --size"
 
 # What users have in their scripts: a name may be added, none may go.
 FROZEN = {
