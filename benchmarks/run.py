@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cnn
 import psutil
 import scoring_cost
 import sparse
@@ -252,6 +253,37 @@ def sparse_perplexity() -> list[dict[str, Any]]:
     return [{"step": "perplexity", "exit_code": 0, **sparse.perplexity(str(model), text)}]
 
 
+def cnn_untrained() -> Iterator[dict[str, Any]]:
+    """The main job on image classifiers, without training."""
+    for name in cnn.NETWORKS:
+        yield _prune_network(name, "--max-drop", "1%", "--minutes", "0")
+
+
+def cnn_trained() -> Iterator[dict[str, Any]]:
+    """A speed asked for, and a point of accuracy at most, with twenty minutes of training."""
+    for name in cnn.NETWORKS:
+        yield _prune_network(name, "--speedup", "1.8", "--max-drop", "1%", "--minutes", "20")
+
+
+def _prune_network(name: str, *how: str) -> dict[str, Any]:
+    archive = str(_assets() / "data/cifar10/cifar10.npz")
+    weights = str(_assets() / f"models/cifar10-{name}/model.safetensors")
+    pictures = ("--data", archive, "--eval", archive, "--mean", ".485,.456,.406", "--std", ".229,.224,.225")
+    with _environment(PYTHONPATH=str(HERE.parent / "tests" / "real")):  # the network as a user has it
+        return _prune(f"cnn-{name}", f"cifar_resnet:{name}", "--weights", weights, *pictures, *how)
+
+
+def cnn_torch_pruning() -> Iterator[dict[str, Any]]:
+    """Cut by Torch-Pruning and by us to equal arithmetic, trained alike."""
+    for record in cnn.side_by_side(_assets(), WORK):
+        yield {"exit_code": 0, **record}
+
+
+def cnn_convolution() -> list[dict[str, Any]]:
+    """A convolution with half of its outputs gone, against the factor of two that its arithmetic promises."""
+    return [{"step": "convolution", "exit_code": 0, **cnn.convolution(WORK)}]
+
+
 _QUARTER = ("--heads", "25%", "--neurons", "25%")
 OURS = {"neurons,heads": "obs,ablation", "layers": "removal_loss"}  # the defaults of prune
 
@@ -260,6 +292,10 @@ BENCHMARKS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "banking77-untrained": banking77_untrained,
     "banking77-twice": banking77_twice,
     "newsgroups": newsgroups,
+    "cnn-untrained": cnn_untrained,
+    "cnn-trained": cnn_trained,
+    "cnn-torch-pruning": cnn_torch_pruning,
+    "cnn-convolution": cnn_convolution,
     "criteria": criteria,
     "criteria-refitted": criteria_refitted,
     "amounts": amounts,

@@ -302,6 +302,55 @@ def sparse_perplexity() -> str:
     return "\n".join(lines_of([*table, *([name, *cells] for name, cells in found.items())]))
 
 
+def beside_torch_pruning() -> str:
+    """Accuracy and speed of both tools at equal multiply-accumulates, by network and by what may be cut."""
+    found = {record["step"]: record for record in run_of("cnn-torch-pruning")}  # the last word wins
+    parts = []
+    for record in found.values():
+        rows, trained = record["rows"], record["steps"] > 0
+        head = ["cut by", "MACs", "right after", *["trained"] * trained, "lead [95 %]"]
+        table = [[*head, "64 pictures, ms", "times dense", "ahead", "1 picture, ms", "times dense", "ahead"]]
+        for row in rows:
+            after = " / ".join(f"{100 * row[key]:.2f}" for key in ("cut", "refitted") if key in row)
+            name = f"{row['tool']}, {row['scope']}" if row["scope"] else f"(dense: {100 * row['trained']:.2f})"
+            name += f", {row['ranking']}" if row["tool"] == "torch-pruning" else ""
+            name += f", multiples of {row['multiple_of']}" if row.get("multiple_of", 1) > 1 else ""
+            learnt = [f"{100 * row['trained']:.2f}" if row["scope"] else ""] * trained
+            lead = row.get("lead") or row.get("untrained_lead")
+            lead = f"{100 * lead['value']:.2f} [{100 * lead['low']:.2f}, {100 * lead['high']:.2f}]" if lead else ""
+            cells = [name, f"{row['macs'] / rows[0]['macs']:.3f}", after, *learnt, lead]
+            for which, spent in (("", "batch_64_ms"), ("single_", "single_ms")):
+                cells += [f"{row[spent]:.3g}", *(_times(row.get(which + key)) for key in ("speedup", "ahead"))]
+            table.append(cells)
+        title = f"{record['network']}, {record['share']:g} of the multiply-accumulates, {record['criterion']}"
+        title += f", {record['steps']} steps of training" if trained else ", no training"
+        parts += [f"**{title}**, {record['pictures']:,} test pictures:", "", *lines_of(table), ""]
+    return "\n".join(parts).rstrip()
+
+
+PARTS = ("dense", "pruned")
+
+
+def convolution() -> str:
+    """One convolution and its half on every engine."""
+    found = run_of("cnn-convolution")
+    if not found:
+        return ""
+    table = [["engine", "batch", "dense", "half of the outputs", "times as fast [95 %]", "of two", "does not shrink"]]
+    for row in found[-1]["rows"]:
+        said = "{ms:.3g} ms, {gflops:.0f} GFLOP/s, {of_peak:.0%} of the peak".format_map
+        both = [said({key: row[f"{which}_{key}"] for key in ("ms", "gflops", "of_peak")}) for which in PARTS]
+        fixed = f"{row['fixed_ms']:.2g} ms"
+        table.append(
+            [row["engine"], str(row["batch"]), *both, _times(row["speedup"]), f"{row['of_theory']:.0%}", fixed]
+        )
+    return "\n".join([*lines_of(table), "", f"Measured peak: {found[-1]['peak_gflops']:.0f} GFLOP/s."])
+
+
+def _times(speed: dict[str, float] | None) -> str:
+    return f"{speed['value']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]" if speed else ""
+
+
 def _rows(record: dict[str, Any], unit: str) -> dict[tuple[str, float], dict[str, Any]]:
     return {(row["criterion"], row["fraction"]): row for row in record["rows"] if row["unit"] == unit}
 
@@ -325,6 +374,8 @@ PLACES = {  # which table goes where
     "sparse-curve": ("docs/sparsity.md", lambda: sparse_accuracy("sparse-curve")),
     "sparse-recovered": ("docs/sparsity.md", lambda: sparse_accuracy("sparse-recovered")),
     "sparse-perplexity": ("docs/sparsity.md", sparse_perplexity),
+    "cnn-torch-pruning": ("docs/networks.md", beside_torch_pruning),
+    "cnn-convolution": ("docs/networks.md", convolution),
 }
 
 

@@ -1,0 +1,424 @@
+"""Convolutional networks: side by side with Torch-Pruning, and one convolution against what its arithmetic promises.
+
+python benchmarks/cnn.py --networks resnet20 --shares 0.5 --steps 5 --pictures 300  # in small; nothing is recorded
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch_pruning_cut as theirs
+
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "real"))  # cifar_resnet, the network as a user has it
+
+NETWORKS = ("resnet20", "resnet56")
+SHARES = (0.75, 0.5)
+CRITERIA = ("l2", "taylor")
+STEPS = 140  # of training, twice over all pictures, by the first criterion; by the second they are cut and re-fitted
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCORED, REFITTED = 512, 1024  # pictures
+MULTIPLES = (8, 4, 2, 1)  # of our channels: the first that comes within NEAR of what Torch-Pruning keeps
+NEAR = 0.97
+CONVOLUTION = (256, 56)  # channels in and out, height and width
+PEAK = "peak"
+
+
+# ------------------------------------------------------------------------------------------- beside Torch-Pruning
+
+
+class _Case:
+    """One network with all that both tools are given."""
+
+    def __init__(self, assets: Path, name: str, criterion: str, pictures: int | None):
+        import cifar_resnet
+        import torch
+        import torch.nn.functional as F
+        from safetensors.torch import load_file
+
+        from paredown.anatomy import describe_graph
+        from paredown.graph import trace
+        from paredown.importance import score_channels
+        from paredown.layers import places_of
+        from paredown.planning import Product
+        from paredown.tasks import image_classification as task
+
+        archive = assets / "data/cifar10/cifar10.npz"
+        self.train, self.test = (task.load(archive, part=part) for part in ("train", "test"))
+        if pictures is not None:
+            self.train, self.test = self.train.take(range(pictures)), self.test.take(range(pictures))
+        self.module = getattr(cifar_resnet, name)().eval()
+        self.module.load_state_dict(load_file(assets / f"models/cifar10-{name}/model.safetensors"))
+        self.pictures = self._normalized(self.train.pixels[:REFITTED])
+        scored = torch.cat(self.pictures)[:SCORED]
+        labels = torch.from_numpy(self.train.labels[: len(scored)])
+        self.name, self.criterion = name, criterion
+        self.gradients: dict[str, Any] = {}
+        if criterion == "taylor":
+            F.cross_entropy(self.module(scored), labels).backward()
+            self.gradients = {name: one.grad for name, one in self.module.named_parameters()}
+            self.module.zero_grad()
+        self.dense = trace(self.module, self.pictures[0])
+        self.anatomy = describe_graph(self.dense)
+        self.scores = score_channels(self.dense, self.anatomy, criterion, scored.split(64), labels.split(64))
+        self.products = [Product(name, shape, places) for name, (shape, places) in places_of(self.dense).items()]
+
+    def _normalized(self, pixels: Any) -> Sequence[Any]:
+        import torch
+
+        from paredown.tasks.image_classification import normalized
+
+        return torch.from_numpy(normalized(pixels, MEAN, STD)).split(64)
+
+    def answers(self, model: Any) -> Any:
+        """[N, C], of the test pictures."""
+        import torch
+
+        with torch.inference_mode():
+            return torch.cat([model(x) for x in self._normalized(self.test.pixels)]).numpy()
+
+    def accuracy(self, answers: Any) -> float:
+        return float((answers.argmax(1) == self.test.labels).mean())
+
+
+@dataclass
+class _Made:
+    """A cut network on its way: `facts` are recorded."""
+
+    name: str
+    scope: str
+    model: Any
+    answers: Any
+    facts: dict[str, Any]
+
+
+def side_by_side(
+    assets: Path,
+    work: Path,
+    *,
+    networks: Sequence[str] = NETWORKS,
+    shares: Sequence[float] = SHARES,
+    criteria: Sequence[str] = CRITERIA,
+    steps: int = STEPS,
+    pictures: int | None = None,
+    rounds: int = 15,
+) -> Iterator[dict[str, Any]]:
+    """A record for each criterion, network and share of its multiply-accumulates.
+
+    Torch-Pruning is asked first, by each of its rankings; where two differ, the one that is more accurate on the test
+    pictures right after the cut stands for it. Ours then gets the multiply-accumulates that theirs has. What is trained
+    goes on where a run that was stopped left it.
+    """
+    import torch
+
+    from paredown.cores import cores
+    from paredown.validation.machine import card
+
+    torch.set_num_threads(cores())
+    version = theirs.install(work)
+    for criterion in criteria:
+        for name in networks:
+            case = _Case(assets, name, criterion, pictures)
+            for share in shares:
+                about = {"network": name, "share": share, "criterion": criterion, "version": version}
+                budget = steps if criterion == criteria[0] else 0
+                found = _compared(case, share, budget, work, rounds)
+                yield {"step": f"{name} {share:g} {criterion}", **about, "steps": budget, **found, "machine": card()}
+
+
+def _compared(case: _Case, share: float, steps: int, work: Path, rounds: int) -> dict[str, Any]:
+    from paredown.layers import macs
+
+    answers = case.answers(case.dense)
+    dense = _Made("dense", "", case.dense, answers, {"trained": case.accuracy(answers)})
+    made, tried, checkpoints = [], [], []
+    for scope in theirs.SCOPES:
+        rivals = _torch_pruning(case, share * macs(case.dense), scope)
+        tried += [{"scope": scope, **rival.facts} for rival in rivals]
+        best = max(rivals, key=lambda rival: rival.facts["cut"])
+        made += [best, _paredown(case, macs(best.model), scope)]
+    for one, other in zip(made[1::2], made[::2], strict=True):
+        one.facts["untrained_lead"] = _lead(case, one.answers, other.answers)
+    for one in made if steps else ():
+        path = work / f"cnn-{case.name}-{share:g}-{_digest(one.model)}.safetensors"
+        checkpoints.append(path)
+        _train(case, one, steps, path)
+    for one, other in zip(made[1::2], made[::2], strict=True) if steps else ():
+        one.facts["lead"] = _lead(case, one.answers, other.answers)
+    timed = _timed([dense, *made], work, rounds)
+    rows = []
+    for one in (dense, *made):
+        counts = {"macs": macs(one.model), "parameters": sum(value.numel() for value in one.model.parameters())}
+        about = {"tool": one.name, "scope": one.scope, **counts, "channels": _channels(one.model)}
+        rows.append({**about, **one.facts, **timed[_label(one)]})
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
+    said = theirs.as_it_is(case.module, case.pictures[0][:2])
+    return {"as_it_is": said, "tried": tried, "rows": rows, "pictures": len(case.test), "learnt_from": len(case.train)}
+
+
+def _torch_pruning(case: _Case, macs: float, scope: str) -> list[_Made]:
+    """A cut by each of its rankings."""
+    from paredown.graph import trace
+    from paredown.layers import macs as count
+
+    found = []
+    for ranking in theirs.RANKINGS:
+        how = {"scope": scope, "ranking": ranking, "criterion": case.criterion, "gradients": case.gradients}
+        module, ratio = theirs.nearest(case.module, case.pictures[0][:2], macs, **how)
+        model = trace(module, case.pictures[0])
+        answers = case.answers(model)
+        facts = {"ranking": ranking, "ratio": ratio, "share_of_macs": count(model) / count(case.dense)}
+        found.append(_Made("torch-pruning", scope, model, answers, {**facts, "cut": case.accuracy(answers)}))
+    return found
+
+
+def _paredown(case: _Case, macs: float, scope: str) -> _Made:
+    """At most so many multiply-accumulates, re-fitted."""
+    from paredown.layers import macs as count
+    from paredown.planning import channel_plan
+    from paredown.recovery import refit_graph
+    from paredown.surgery import cut_graph
+    from paredown.types import Budget, Limits
+
+    budget = Budget("macs", min(1.0, macs / count(case.dense)))
+    protect = _residual(case) if scope == "inside blocks" else ()
+    for multiple in MULTIPLES:
+        limits = Limits(multiple_of=multiple)
+        plan = channel_plan(case.anatomy, case.scores, budget, case.products, limits, protect=protect)
+        small = cut_graph(case.dense, case.anatomy, plan)
+        if count(small) >= NEAR * macs:
+            break
+    cut = case.accuracy(case.answers(small))
+    model = refit_graph(small, teacher=case.dense, anatomy=case.anatomy, plan=plan, pictures=case.pictures)
+    answers = case.answers(model)
+    facts = {"ranking": "global", "multiple_of": multiple, "share_of_macs": count(model) / count(case.dense)}
+    return _Made("paredown", scope, model, answers, {**facts, "cut": cut, "refitted": case.accuracy(answers)})
+
+
+def _residual(case: _Case) -> list[str]:
+    """The groups of the channels that lie in the residual stream: those that several convolutions write."""
+    return [
+        group.name
+        for group in case.anatomy.channels
+        if sum(part.role == "producer" and "conv" in part.tensor for part in group.slices) > 1
+    ]
+
+
+def _train(case: _Case, one: _Made, steps: int, checkpoint: Path) -> None:
+    from paredown.recovery import train_on_pictures
+
+    told = {"teacher": case.dense, "data": case.train, "mean": MEAN, "std": STD}
+    one.model, history = train_on_pictures(one.model, **told, steps=steps, checkpoint=checkpoint)
+    one.answers = case.answers(one.model)
+    one.facts |= {"trained": case.accuracy(one.answers), "seconds": history[-1].seconds}
+
+
+def _lead(case: _Case, ours: Any, others: Any) -> dict[str, float]:
+    """By how much more of the test pictures are right, with its interval at 95 %: both see the same pictures."""
+    from paredown.tasks import image_classification
+    from paredown.validation.quality import paired_drop
+
+    found: Any = paired_drop(image_classification, ours, others, case.test)  # type: ignore[arg-type]
+    return vars(found.interval)
+
+
+def _timed(made: Sequence[_Made], work: Path, rounds: int) -> dict[str, dict[str, Any]]:
+    """Of 64 pictures and of one on ONNX Runtime, all networks in turn: milliseconds, times dense, times the rival."""
+    from paredown.cores import cores
+    from paredown.pipeline import _loaders
+    from paredown.targets import export_graph
+    from paredown.validation import timing
+
+    paths = [export_graph(one.model, work / f"cnn-{number}.onnx") for number, one in enumerate(made)]
+    engines = [timing.Alternative(_label(one), _loaders.ONNX, str(path)) for one, path in zip(made, paths, strict=True)]
+    x = np.random.default_rng(0).standard_normal((64, 3, 32, 32), dtype=np.float32)
+    many, single = {"pixel_values": x}, {"pixel_values": x[:1]}
+    taken = timing.measure(engines, [many] * 2, singles=[single] * 16, rounds=rounds, threads=cores())
+    found = {}
+    for number, one in enumerate(made):
+        its, dense = taken[_label(one)], taken[_label(made[0])]
+        facts = {
+            "batch_64_ms": 1e3 * float(np.median(its.offline_seconds)) / 2,
+            "single_ms": float(np.median(its.single_ms)),
+            "speedup": vars(timing.ratio(dense, its)),
+            "single_speedup": vars(timing.latency_ratio(dense, its)),
+        }
+        if one.name == "paredown":
+            rival = taken[_label(made[number - 1])]
+            facts["ahead"] = vars(timing.ratio(rival, its))
+            facts["single_ahead"] = vars(timing.latency_ratio(rival, its))
+        found[_label(one)] = facts
+    for path in paths:
+        path.unlink()
+    return found
+
+
+def _label(one: _Made) -> str:
+    return f"{one.name} {one.scope}".strip()
+
+
+def _channels(model: Any) -> list[int]:
+    """What each convolution makes, in the order in which they run."""
+    from paredown.layers import layers_of
+
+    return [len(model.get_parameter(layer.weight)) for layer in layers_of(model) if layer.kind != "linear"]
+
+
+def _digest(model: Any) -> str:
+    """Tells networks apart by their tensors."""
+    state = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        state.update(name.encode() + value.numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------- one convolution
+
+
+def convolution(work: Path, *, batches: Sequence[int] = (1, 8), rounds: int = 15) -> dict[str, Any]:
+    """A 3x3 convolution of 256 to 256 channels on 56 x 56 and the same with half of its outputs, on every engine.
+
+    `of_theory` is the share of the promised factor of two. `fixed_ms` is what a call takes beside the arithmetic, if
+    both networks compute at the same rate: the part of the time that does not shrink.
+    """
+    from paredown.cores import cores
+    from paredown.kernels import peak
+    from paredown.validation import timing
+    from paredown.validation.machine import card
+
+    channels, size = CONVOLUTION
+    loaders = {
+        "onnxruntime": "paredown.targets.onnxruntime:load",
+        "openvino": "paredown.targets.openvino:load",
+        "torch": "cnn:torch_convolution",
+    }
+    made = {outputs: _convolution(outputs, work / f"convolution-{outputs}") for outputs in (channels, channels // 2)}
+    engines = [
+        timing.Alternative(f"{engine} {outputs}", loader, str(made[outputs].with_suffix(_suffix(engine))))
+        for engine, loader in loaders.items()
+        for outputs in made
+    ]
+    engines.append(timing.Alternative(PEAK, "cnn:busy", ""))
+    x = np.random.default_rng(0).standard_normal((max(batches), channels, size, size), dtype=np.float32)
+    calls = [{"pixel_values": x[:count]} for count in batches for _ in range(REPEATS)]
+    taken = timing.measure(engines, calls[:1], singles=calls, rounds=rounds, threads=cores())
+    most = peak.operations(cores()) / float(taken[PEAK].single_ms.min()) / 1e6
+    rows = []
+    for engine in loaders:
+        for number, count in enumerate(batches):
+            one, other = (_calls(taken[f"{engine} {outputs}"], number) for outputs in made)
+            times = [float(np.median(timed.single_ms)) for timed in (one, other)]
+            work_done = [2e-6 * count * outputs * channels * 9 * size**2 for outputs in made]
+            rates = [done / spent for done, spent in zip(work_done, times, strict=True)]
+            speed = timing.latency_ratio(one, other)
+            rows.append(
+                {
+                    **{"engine": engine, "batch": count, "dense_ms": times[0], "pruned_ms": times[1]},
+                    **{"dense_gflops": rates[0], "pruned_gflops": rates[1]},
+                    **{"dense_of_peak": rates[0] / most, "pruned_of_peak": rates[1] / most},
+                    **{"speedup": vars(speed), "of_theory": speed.value / 2},
+                    **{"fixed_ms": 2 * times[1] - times[0]},
+                }
+            )
+    return {"rows": rows, "peak_gflops": most, "threads": cores(), "machine": card()}
+
+
+REPEATS = 4  # of a call, of which the first finds cold caches and is left out
+
+
+def _calls(taken: Any, number: int) -> Any:
+    from paredown.validation import timing
+
+    return timing.Timing(
+        taken.name, taken.offline_seconds, taken.single_ms[:, REPEATS * number + 1 : REPEATS * (number + 1)], 1
+    )
+
+
+def _suffix(engine: str) -> str:
+    return ".safetensors" if engine == "torch" else ".onnx"
+
+
+def _convolution(outputs: int, path: Path) -> Path:
+    """Its files, with two suffixes."""
+    import torch
+    from safetensors.torch import save_file
+
+    from paredown.graph import trace
+    from paredown.targets import export_graph
+
+    channels, size = CONVOLUTION
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(channels, outputs, 3, padding=1, bias=False))
+    save_file(module.state_dict(), path.with_suffix(".safetensors"))
+    export_graph(trace(module, torch.zeros(2, channels, size, size)), path.with_suffix(".onnx"))
+    return path
+
+
+def torch_convolution(path: str, *, threads: int) -> Any:
+    """What the timing calls in a process of its own; the one below too."""
+    import torch
+    from safetensors.torch import load_file
+
+    from paredown.graph import trace
+    from paredown.targets import graph_runner
+
+    weight = load_file(path)["0.weight"]
+    module = torch.nn.Sequential(torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, bias=False))
+    module.load_state_dict({"0.weight": weight})
+    return graph_runner(trace(module, torch.zeros(2, weight.shape[1], *CONVOLUTION[1:] * 2)), threads=threads)
+
+
+class _Busy:
+    """The vector units at their most."""
+
+    def __init__(self, threads: int):
+        from paredown.kernels import encoder
+
+        encoder.use_threads(threads)
+        self._threads = threads
+
+    def run(self, inputs: Any) -> dict[str, Any]:
+        from paredown.kernels import peak
+
+        peak.busy(self._threads)
+        return {}
+
+    def close(self) -> None:
+        return None
+
+
+def busy(path: str, *, threads: int) -> _Busy:
+    return _Busy(threads)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The side-by-side benchmark in small; nothing is recorded.")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=CRITERIA)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--convolution", action="store_true", help="the one convolution instead")
+    asked = vars(parser.parse_args())
+    work = Path(__file__).parent / "work"
+    work.mkdir(exist_ok=True)
+    if asked.pop("convolution"):
+        print(json.dumps(convolution(work, rounds=asked["rounds"])))
+        return 0
+    for record in side_by_side(Path(os.environ["PAREDOWN_ASSETS"]).resolve(), work, **asked):
+        print(json.dumps(record), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
