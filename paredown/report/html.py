@@ -170,7 +170,7 @@ def _pairs(value: object) -> list[tuple[str, str]]:
 
 
 def _subtitle(result: Facts) -> str:
-    family = f"{result['family']} model" if result.get("family") else ""
+    family = f"{result['family']} model" if result.get("family") not in (None, "", "graph") else ""
     parts = (result.get("task"), family, f"served by {result['target']}" if result.get("target") else "")
     return " · ".join(str(part) for part in parts if part)
 
@@ -227,8 +227,8 @@ def _figures(result: Facts) -> list[dict[str, Any]]:
     old, new = (words.finite(result.get(name)) for name in ("macs_dense", "macs_pruned"))
     if old is not None or new is not None:
         figure, was = _change(old, new, words.parameters)
-        lines = [_removed(old, new), f"of one {items.removesuffix('s')}; reported, never called speed"]
-        found.append(("Multiply-accumulates", figure, was, lines))
+        about = f"multiply-accumulates of one {items.removesuffix('s')}; reported, never called speed"
+        found.append(("MACs", figure, was, [_removed(old, new), about]))
     return [
         {"name": name, "figure": figure, "was": was, "lines": "\n".join(line for line in lines if line)}
         for name, figure, was, lines in found

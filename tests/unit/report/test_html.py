@@ -177,7 +177,8 @@ def test_a_page_on_pictures_says_what_is_left_of_the_channels() -> None:
     for said in (
         "16 of 30 groups of channels are narrower, 692 of 1,120 channels stay, 5 of 27 residual branches are gone, "
         "48 % of the multiply-accumulates stay. What is cut is physically gone",
-        "Multiply-accumulates 60.2 M dense: 125 M 52 % removed of one picture; reported, never called speed",
+        "MACs 60.2 M dense: 125 M 52 % removed multiply-accumulates of one picture; reported, never called speed",
+        "image-classification · served by onnxruntime",
         "371 → 1,010 pictures/s",
         "one picture at a time",
         "pictures per second (log scale",
