@@ -12,9 +12,12 @@ from paredown import __version__
 from paredown.errors import CorruptBundle, ParedownError
 from paredown.types import canonical_json
 
-FORMAT = 3  # what is written is 1 where no tokens are dropped, 2 where no weights are zero: earlier releases read it
+FORMAT = 4  # the newest that is read; what is written has the lowest that tells it, so that earlier releases read it
+PLAIN, DROPPING, SPARSE, NETWORK = 1, 2, 3, 4  # as it is, with a token policy, without its zeros, no transformer
 MANIFEST, PLAN, WEIGHTS, TOKENIZER, REPORT = "bundle.json", "plan.json", "model.safetensors", "tokenizer", "report.json"
 TOKENS = "tokens.safetensors"  # what the token policy has learnt
+GRAPH = "graph.json"  # the operators of a network, before the cut
+FAMILY = "graph"  # of networks, which have a graph and no config
 
 # The file that serves, by target and precision.
 SERVING: Mapping[tuple[str, str], str] = {
@@ -26,11 +29,15 @@ SERVING: Mapping[tuple[str, str], str] = {
     ("torch", "bf16"): WEIGHTS,
     ("sparse_cpu", "fp32"): WEIGHTS,
 }
+# Of a network: no engine of ours takes one, and torch runs it in fp32.
+NETWORK_SERVING = {key: SERVING[key] for key in SERVING if key not in (("torch", "bf16"), ("sparse_cpu", "fp32"))}
+
 _KEYS: Mapping[str, Any] = {
-    **{"paredown": str, "task": str, "family": str, "config": dict, "pooling": str, "normalize": bool},
-    **{"labels": (dict, type(None)), "max_length": int, "folds": list, "plan_id": str, "tied": dict},
+    **{"paredown": str, "task": str, "family": str, "labels": (dict, type(None)), "plan_id": str, "tied": dict},
     **{"target": str, "precision": str, "file": str, "accepted": bool, "created": str, "files": dict},
 }
+_TEXT_KEYS: Mapping[str, Any] = {"config": dict, "pooling": str, "normalize": bool, "max_length": int, "folds": list}
+_NETWORK_KEYS: Mapping[str, Any] = {"source": str, "mean": list, "std": list, "size": list, "buffers": list}
 
 
 def read_manifest(place: Path) -> dict[str, Any]:
@@ -53,9 +60,11 @@ def read_manifest(place: Path) -> dict[str, Any]:
     # The text is compared too: a changed blank changes no value, but is a changed byte all the same.
     if manifest.get("self") != digest_of(manifest) or text != pretty(manifest):
         raise CorruptBundle(f"{path} was changed after the bundle was written: its sha256 differs")
-    for key, kind in _KEYS.items():
-        if not isinstance(manifest.get(key, ...), kind):
-            raise CorruptBundle(f"{path} has no proper {key!r}")
+    own = _NETWORK_KEYS if holds_network(manifest) else _TEXT_KEYS
+    wrong = [key for key, kind in {**_KEYS, **own}.items() if not isinstance(manifest.get(key, ...), kind)]
+    wrong = wrong or (_wrong_of_network(manifest) if holds_network(manifest) else [])
+    if wrong:
+        raise CorruptBundle(f"{path} has no proper {wrong[0]!r}")
     for name in manifest["files"]:
         if not is_inside(name):
             raise CorruptBundle(f"{path} names {name!r}, which does not lie inside the bundle")
@@ -63,10 +72,29 @@ def read_manifest(place: Path) -> dict[str, Any]:
         raise CorruptBundle(f"{path} has no proper 'tokens'")
     if not _are_shapes(manifest.get("compressed", {})):
         raise CorruptBundle(f"{path} has no proper 'compressed'")
-    for name in (PLAN, WEIGHTS, manifest["file"]):
+    for name in (PLAN, WEIGHTS, manifest["file"], *([GRAPH] if holds_network(manifest) else [])):
         if name not in manifest["files"]:
             raise CorruptBundle(f"{path} does not list {name}")
     return manifest
+
+
+def holds_network(manifest: Mapping[str, Any]) -> bool:
+    """Whether a bundle holds a traced network, which takes pictures, and no transformer."""
+    return manifest.get("family") == FAMILY
+
+
+def _wrong_of_network(manifest: Mapping[str, Any]) -> list[str]:
+    """The keys of a network's manifest that have the right type and hold the wrong things."""
+    mean, std, size = (manifest[key] for key in ("mean", "std", "size"))
+    labels = manifest["labels"] or {}
+    proper = {
+        "mean": len(mean) == 3 and all(type(one) in (int, float) for one in mean),
+        "std": len(std) == 3 and all(type(one) in (int, float) and one > 0 for one in std),
+        "size": len(size) == 2 and all(type(one) is int and one > 0 for one in size),
+        "buffers": all(isinstance(name, str) for name in manifest["buffers"]),
+        "labels": all(type(index) is int for index in labels.values()),
+    }
+    return [key for key, fine in proper.items() if not fine]
 
 
 def _are_shapes(found: object) -> bool:

@@ -12,31 +12,46 @@ from typing import Any, cast
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from paredown import registry
 from paredown.anatomy import describe
-from paredown.bundle._compressed import expanded
-from paredown.bundle._format import MANIFEST, PLAN, REPORT, SERVING, TOKENIZER, TOKENS, WEIGHTS, read_manifest, sha256
+from paredown.bundle._format import (
+    MANIFEST,
+    NETWORK_SERVING,
+    PLAN,
+    REPORT,
+    SERVING,
+    TOKENIZER,
+    TOKENS,
+    holds_network,
+    read_manifest,
+    sha256,
+)
+from paredown.bundle._network import open_anatomy, open_network, predict_pictures
+from paredown.bundle._weights import assign, reading, stored
 from paredown.cores import cores
 from paredown.encoder import Encoder, admit_biases
 from paredown.errors import BadData, CorruptBundle, ParedownError, UnsupportedModel
 from paredown.models import CAUSAL_LM, FAMILIES, build_empty, load_model, silenced, unsupported_family
 from paredown.network import Network, network
 from paredown.surgery import cut, fold
-from paredown.targets import sparse_cpu
+from paredown.targets import graph_runner, sparse_cpu
 from paredown.targets import torch as torch_target
 from paredown.tasks import run_batches, tokenize
 from paredown.tokens import Packed, applied
-from paredown.types import Anatomy, Array, Plan, Runner, TokenPolicy
+from paredown.types import Anatomy, Array, GraphAnatomy, Plan, Runner, TokenPolicy
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # every runner takes those it knows
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; `manifest` is its bundle.json. Files are read when a method needs them, and never changed."""
+    """An opened bundle; `manifest` is its bundle.json. Files are read when a method needs them, and never changed.
+
+    What a traced network does not have, such as a tokenizer, raises `ParedownError` when it is asked for.
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -49,8 +64,18 @@ class Bundle:
         found: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
         return found
 
+    @property
+    def is_network(self) -> bool:
+        """Whether it holds a traced network, which takes pictures, and no transformer."""
+        return holds_network(self.manifest)
+
+    def _only_of_texts(self, what: str) -> None:
+        if self.is_network:
+            raise ParedownError(f"{self.folder} holds a network that takes pictures, which has no {what}")
+
     def tokenizer(self) -> Any:
         """The transformers tokenizer of the dense model."""
+        self._only_of_texts("tokenizer")
         folder = self.folder / TOKENIZER
         try:
             with silenced():
@@ -58,12 +83,19 @@ class Bundle:
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise CorruptBundle(f"the tokenizer in {folder} cannot be loaded: {error}") from None
 
-    def model(self) -> PreTrainedModel:
-        """The cut transformers model in fp32 and eval mode. Its config still tells the dense model's widths."""
-        return self._open()[0]
+    def model(self) -> PreTrainedModel | fx.GraphModule:
+        """The cut model in fp32 and eval mode, of transformers, whose config still tells the dense model's widths, or a
+        traced graph, as the dense one was.
+        """
+        return open_network(self.folder, self.manifest, self.plan) if self.is_network else self._open()[0]
+
+    def anatomy(self) -> Anatomy | GraphAnatomy:
+        """What could be cut from the dense model: the whole of which the plan keeps a part."""
+        return open_anatomy(self.folder, self.plan) if self.is_network else build_shell(self.manifest, self.plan)[1]
 
     def network(self) -> Network | Packed:
         """The cut model as the forward pass that is exported, timed and served, tokens dropped by its policy."""
+        self._only_of_texts("forward pass but its model()")
         model, anatomy = self._open()
         whole, policy = network(model.eval(), anatomy.layout), self.token_policy
         if policy is None:
@@ -84,6 +116,7 @@ class Bundle:
     @property
     def token_policy(self) -> TokenPolicy | None:
         """By which the model drops tokens while it runs, if it does. Raises `CorruptBundle` where it makes no sense."""
+        self._only_of_texts("token policy")
         if self.manifest.get("tokens") is None:
             return None
         try:
@@ -93,6 +126,7 @@ class Bundle:
 
     def token_tensors(self) -> dict[str, Tensor]:
         """What the token policy has learnt; nothing where there is no such file."""
+        self._only_of_texts("token policy")
         if TOKENS not in self.manifest["files"]:
             return {}
         path = self.folder / TOKENS
@@ -105,19 +139,12 @@ class Bundle:
 
     def _open(self) -> tuple[PreTrainedModel, Anatomy]:
         model, anatomy = build_shell(self.manifest, self.plan)
-        path = self.folder / WEIGHTS
-        try:
-            state = expanded(load_file(path), self.manifest.get("compressed", {}))
+        with reading(self.folder):
+            state = stored(self.folder, self.manifest)
             admit_biases(model, state)
-            # One Parameter object for every name that shares it: loading by assignment then ties them again.
-            state |= {name: nn.Parameter(state[name]) for name, _ in model.named_parameters() if name in state}
-            state |= {name: state[source] for name, source in self.manifest["tied"].items()}
-            model.load_state_dict(state, strict=True, assign=True)
+            assign(model, state, self.manifest["tied"])
             if self.manifest.get("generation"):
                 model.generation_config = GenerationConfig.from_dict(dict(self.manifest["generation"]))
-        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise CorruptBundle(f"{path} does not hold the weights of this bundle's model: {reason}") from None
         return model.eval(), anatomy
 
     def runner(self, *, target: str | None = None, precision: str | None = None, threads: int | None = None) -> Runner:
@@ -130,11 +157,14 @@ class Bundle:
         target = target or self.manifest["target"]
         if precision is None:
             precision = self.manifest["precision"] if target == self.manifest["target"] else "fp32"
-        file = SERVING.get((target, precision))
+        serving = NETWORK_SERVING if self.is_network else SERVING
+        file = serving.get((target, precision))
         if file not in self.manifest["files"]:
-            have = ", ".join(" ".join(key) for key, name in SERVING.items() if name in self.manifest["files"])
+            have = ", ".join(" ".join(key) for key, name in serving.items() if name in self.manifest["files"])
             raise ParedownError(f"{self.folder} has no {precision} file for {target}; it has {have}")
         count = threads or cores()
+        if target == "torch" and self.is_network:
+            return graph_runner(cast(fx.GraphModule, self.model()), threads=count)
         if target == "torch":
             return torch_target.load_encoder(self.network(), threads=count, precision=precision)
         if target == "sparse_cpu":
@@ -144,30 +174,43 @@ class Bundle:
         return runner
 
     @cached_property
-    def _serving(self) -> tuple[Any, Runner]:
-        return self.tokenizer(), self.runner()
+    def _serving(self) -> Runner:
+        return self.runner()
 
-    def predict(self, texts: Sequence[str], *, batch_size: int = 64) -> Array:
-        """Logits [N, C] or embeddings [N, D] of the texts, in their order, by the file that serves.
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self.tokenizer()
 
-        Texts are cut at the manifest's `max_length` tokens. Tokenizer and runner are kept for the next call. Raises
-        `BadData` when there is no text.
+    def predict(self, inputs: Sequence[str] | Array, *, batch_size: int = 64) -> Array:
+        """Logits [N, C] or embeddings [N, D] by the file that serves, in the order of the texts or, for a network, of
+        uint8 pictures [N, H, W, 3].
+
+        Texts are cut at the manifest's `max_length` tokens; pictures have its `size` and are normalized as it says.
+        Tokenizer and runner are kept for the next call. Raises `BadData` for anything else, and for nothing.
         """
+        if self.is_network:
+            return predict_pictures(self._serving, inputs, self.manifest, batch_size)
         if self.manifest["task"] == CAUSAL_LM:
             raise BadData(f"{self.folder} is a language model: use its model().generate and its tokenizer()")
-        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        texts = [] if inputs is None or isinstance(inputs, str) else list(inputs)
+        if not texts or not all(isinstance(text, str) for text in texts):
             raise BadData("predict takes a list of texts with at least one in it")
-        tokenizer, runner = self._serving
-        tokens = tokenize(tokenizer, texts, max_length=self.manifest["max_length"], input_names=_INPUTS)
-        return run_batches(lambda inputs: next(iter(runner.run(inputs).values())), tokens, batch_size=batch_size)
+        tokens = tokenize(self._tokenizer, texts, max_length=self.manifest["max_length"], input_names=_INPUTS)
+        runner = self._serving
+        return run_batches(lambda arrays: next(iter(runner.run(arrays).values())), tokens, batch_size=batch_size)
 
     def labels_of(self, outputs: Array) -> list[str]:
-        """The label with the largest logit for every row of `outputs` [N, C]. Raises `BadData` for an embedder."""
+        """The label with the largest logit for every row of `outputs` [N, C]; of a network without names its index.
+
+        Raises `BadData` for an embedder, and for outputs of another shape.
+        """
         labels = self.manifest["labels"]
-        if not labels:
+        if not labels and not self.is_network:
             raise BadData(f"{self.folder} is a {self.manifest['task']} model, which has no labels")
-        names = {index: name for name, index in labels.items()}
-        return [names[int(index)] for index in np.asarray(outputs).argmax(-1)]
+        if np.ndim(outputs) != 2:
+            raise BadData(f"labels are those of outputs [N, C]; these are {list(np.shape(outputs))}")
+        names = {index: name for name, index in (labels or {}).items()}
+        return [names.get(index, str(index)) for index in np.asarray(outputs).argmax(-1).tolist()]
 
 
 def load(folder: str | Path, *, verify: bool = True) -> Bundle:

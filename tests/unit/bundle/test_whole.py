@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from paredown.bundle import MANIFEST, Bundle, _save, check_free, load, save
+from paredown.bundle import MANIFEST, Bundle, _write, check_free, load, save
 from paredown.errors import BadData, ParedownError
 from tests.contracts.bundles import make
 from tests.unit.bundle.conftest import content, refused
@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_sentence_and_changes_nothing(
         monkeypatch.setattr(os, "link", full)
         monkeypatch.setattr(shutil, "copyfile", full)
     else:
-        monkeypatch.setattr(*((_save, "save_file", full) if where == "rust" else (os, "fsync", full)))
+        monkeypatch.setattr(*((_write, "save_file", full) if where == "rust" else (os, "fsync", full)))
     for folder in (made.folder, made.folder.with_name("other")):
         refused(lambda: save(folder, **parts, files={"report.html": page}), "disk is full", str(folder))  # noqa: B023
     assert content(made.folder) == before
