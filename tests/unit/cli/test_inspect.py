@@ -13,6 +13,7 @@ import pytest
 from paredown import bundle as bundles
 from paredown.cli import main
 from paredown.errors import CorruptBundle
+from tests.contracts.network_bundles import make as make_network
 
 REPORT = {
     "model": "./my-classifier",
@@ -104,6 +105,38 @@ def test_a_bundle_without_a_report(opened: Opened, capsys: pytest.CaptureFixture
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "accepted no" in lines
     assert "0 3 640" in lines
+
+
+def test_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_network(tmp_path / "slim", exported=True)
+    assert main(["inspect", str(made.folder)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "model tests.contracts.networks:make",
+        "task image-classification (5 labels)",
+        "serves model.onnx (fp32 on onnxruntime)",
+        "pictures 16 x 16",
+        "normalized with mean 0.4914 0.4822 0.4465, std 0.247 0.2435 0.2616",
+        "branches 5 of 6; gone: layers.5.conv1",
+        "conv1 5 of 8",
+        "layers.5.conv1 gone",
+    ):
+        assert line in lines, lines
+    assert not [line for line in lines if line.startswith(("family", "longest", "layer heads"))]
+    assert main(["inspect", str(made.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["branches"] == {"of": 6, "gone": ["layers.5.conv1"]}
+    kept = {row["group"]: (row["kept"], row["of"]) for row in found["groups"]}
+    assert kept["conv1"] == (5, 8) and kept["layers.5.conv1"] == (0, 16)
+    assert (found["size"], found["labels"], found["source"]) == ([16, 16], 5, "tests.contracts.networks:make")
+    assert "layers" not in found and "pooling" not in found
+
+
+def test_a_network_without_branches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(make_network(tmp_path / "slim", "vgg", labels=()).folder)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "task image-classification" in lines and "classifier.0 14 of 20" in lines
+    assert not [line for line in lines if line.startswith("branches")]
 
 
 def test_a_corrupt_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
