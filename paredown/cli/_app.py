@@ -93,8 +93,8 @@ def prune(
     macs: options.Macs = None,
     minimum_channels: options.MinimumChannels = 0.1,
     multiple_of: options.MultipleOf = None,
-    whole: options.Whole = "",
-    layer_shares: options.LayerShares = "",
+    whole: options.Whole = None,
+    layer_shares: options.LayerShares = None,
     by_sensitivity: options.BySensitivity = False,
     criterion: options.Criterion = None,
     depth_criterion: options.DepthCriterion = "removal_loss",
@@ -168,8 +168,8 @@ def prune(
             macs=macs,
             minimum_channels=minimum_channels,
             multiple_of=multiple_of,
-            whole=whole,
-            layer_shares=layer_shares,
+            whole=whole or "",
+            layer_shares=layer_shares or "",
             by_sensitivity=by_sensitivity,
             weights=weights,
             mean=mean,
@@ -291,7 +291,7 @@ def bench(
         )
     from paredown.report import terminal
 
-    table = terminal.bench_table(facts["rows"], against=facts.get("speedup_against"))
+    table = terminal.bench_table(facts["rows"], against=facts.get("speedup_against"), items=facts.get("items", "texts"))
     return _output.finished(facts, table, as_json=json)
 
 

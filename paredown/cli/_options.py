@@ -345,7 +345,7 @@ MultipleOf = Annotated[
     ),
 ]
 Whole = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--whole",
         metavar="A,B",
@@ -354,7 +354,7 @@ Whole = Annotated[
     ),
 ]
 LayerShares = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--layer-shares", metavar="A=50%,B=0", help="What single layers lose instead.", rich_help_panel=PICTURES
     ),

@@ -134,6 +134,8 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
     if mean is None or std is None:
         notes.append("Pictures are normalized with ImageNet's mean and deviation: --mean and --std say otherwise.")
         mean, std = mean or IMAGENET[0], std or IMAGENET[1]
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise BadData(f"mean and std are three numbers each, std above 0; got {mean} and {std}")
     example = torch.from_numpy(normalized(data.pixels[:2], mean, std))
     model = trace(loaded.module, example)
     _check_answers(model, example, data, loaded)

@@ -208,6 +208,7 @@ def bench(
     facts = {
         "a": a,
         "b": b,
+        "items": "pictures" if all(pictured) else "texts",
         "rows": rows,
         "speedup": ratio(fastest_a, fastest_b),
         "speedup_against": fastest_a.name,

@@ -28,7 +28,8 @@ FROZEN = {
     "prune": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length --max-drop "
     "--speedup --latency-ms --minutes --confidence --target --uniform --tokens --out --config --threads --seed --json "
     "--heads --queries --neurons --layers --sublayers --parameters --criterion --depth-criterion --ranking --protect "
-    "--minimum-heads --minimum-neurons "
+    "--minimum-heads --minimum-neurons --weights --mean --std --size --channels --macs --minimum-channels "
+    "--multiple-of --whole --layer-shares --by-sensitivity "
     "--rounds --schedule --recover --lora --steps",
     "sparsify": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length "
     "--max-drop --sparsity --pattern --solver --allocation --permute --rounds --schedule --recover --steps --minutes "
@@ -36,8 +37,8 @@ FROZEN = {
     "--threads --seed --json",
     "bench-sparse": "--sizes --sparsity --pattern --tokens --device --rounds --out --threads --seed --json",
     "validate": "--eval --text-column --label-column --pair-column --score-column --max-drop --confidence --reference "
-    "--threads --seed --json",
-    "bench": "--eval --text-column --target --batch-size --threads --json",
+    "--threads --seed --json --weights",
+    "bench": "--eval --text-column --target --batch-size --threads --json --weights --size",
     "inspect": "--json",
     "demo": "--out --minutes --json",
     "score": f"--criterion {STUDY}",
@@ -144,11 +145,15 @@ def test_prune_hands_every_option_on(fake: Fake) -> None:
         **{"criterion": "taylor_gate", "depth_criterion": "block_influence", "ranking": "layer", "protect": 1},
         **{"minimum_heads": 2, "minimum_neurons": 16},
         **{"rounds": 3, "schedule": "linear", "recover": "finetune", "lora": 8, "steps": 240},
+        **{"weights": "w.safetensors", "channels": 0.25, "macs": 0.75, "minimum_channels": 0.2, "multiple_of": 8},
+        **{"whole": "stem", "layer_shares": "a=50%,b=0"},
     }
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    assert main([*PRUNE, *words, "--uniform"]) == 0
+    pictures = ["--mean", ".5,.4,.3", "--std", "1,2,.5", "--size", "224x192", "--by-sensitivity"]
+    assert main([*PRUNE, *words, *pictures, "--uniform"]) == 0
     assert fake.calls[0][:2] == ("prune", ("./model",))
-    assert fake.asked == {**given, "data": "train.csv", "out": "slim", "uniform": True, "latency_ms": None}
+    said = {"mean": (0.5, 0.4, 0.3), "std": (1.0, 2.0, 0.5), "size": (224, 192), "by_sensitivity": True}
+    assert fake.asked == {**given, **said, "data": "train.csv", "out": "slim", "uniform": True, "latency_ms": None}
 
 
 @pytest.mark.parametrize(("text", "value"), [("25%", 0.25), ("0.25", 0.25), ("2", 2), (" 12.5 % ", 0.125), ("0", 0)])
@@ -267,23 +272,23 @@ def test_a_file_that_is_not_there(fake: Fake, tmp_path: Path, capsys: pytest.Cap
 def test_validate_hands_every_option_on(fake: Fake) -> None:
     words = (
         "validate slim --eval t.csv --text-column t --label-column l --pair-column p --score-column s "
-        "--max-drop 2% --confidence 0.8 --reference m --threads 2 --seed 7"
+        "--max-drop 2% --confidence 0.8 --reference m --weights w --threads 2 --seed 7"
     )
     assert main(words.split()) == 0
     assert fake.calls[0][:2] == ("validate", ("slim",))
     assert fake.asked == {
         **{"eval": "t.csv", "text_column": "t", "label_column": "l", "pair_column": "p", "score_column": "s"},
-        **{"max_drop": 0.02, "confidence": 0.8, "reference": "m", "threads": 2, "seed": 7},
+        **{"max_drop": 0.02, "confidence": 0.8, "reference": "m", "weights": "w", "threads": 2, "seed": 7},
     }
 
 
 def test_bench_hands_every_option_on(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     fake.facts = {"rows": [{"name": "a", "texts_per_second": 10.0}, {"name": "b", "texts_per_second": 1050.0}]}
-    words = "bench a b --eval t.csv --text-column t --target torch --batch-size 8 --threads 2"
+    words = "bench a b --eval t.csv --text-column t --target torch --batch-size 8 --threads 2 --weights w --size 32"
     assert main(words.split()) == 0
     assert fake.calls[0][:2] == ("bench", ("a", "b"))
     expected = {"eval": "t.csv", "text_column": "t", "target": "torch", "batch_size": 8, "threads": 2}
-    assert fake.asked == expected
+    assert fake.asked == {**expected, "weights": "w", "size": (32, 32)}
     assert "1,050" in capsys.readouterr().out
 
 
