@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from paredown.anatomy import describe_graph
 from paredown.bundle import Bundle, save_network
-from paredown.graph import trace
+from paredown.graph import operator_of, trace
 from paredown.networks import LoadedNetwork
 from paredown.surgery import cut_graph
 from paredown.targets import export_graph, openvino
@@ -43,26 +43,37 @@ def parts(
     """The arguments of `save_network` for a cut network of that name."""
     case = NETWORKS[name]
     module = network(case)
-    _take_statistics(module, normalized(pictures(name, 32), MEAN, STD))
+    x = torch.from_numpy(normalized(pictures(name, 32), MEAN, STD))
+    _take_statistics(module, x)
     dense = trace(module, example(case))
     anatomy = describe_graph(dense)
     plan = plan_of(anatomy)
     loaded = LoadedNetwork(source, module, MEAN, STD, None, tuple(labels))
     same = {"dense": dense, "anatomy": anatomy, "plan": plan, "loaded": loaded, "target": "torch", "accepted": True}
-    return {**same, "model": cut_graph(dense, anatomy, plan)}
+    model = cut_graph(dense, anatomy, plan)
+    _balance(model, x)
+    return {**same, "model": model}
 
 
-def _take_statistics(module: nn.Module, x: Array) -> None:
+def _take_statistics(module: nn.Module, x: Tensor) -> None:
     """Batch norm's statistics are those of the pictures: others let no picture through to the answer."""
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        module.train()(torch.from_numpy(x))
+        module.train()(x)
     module.eval()
     for norm, one in zip(norms, momentum, strict=True):
         norm.momentum = one
+
+
+def _balance(model: fx.GraphModule, x: Tensor) -> None:
+    """No class is likelier than another: else every picture would be of the same one."""
+    last: Any = model.graph.output_node().args[0]
+    if operator_of(last) == "linear":
+        with torch.no_grad():
+            model.get_parameter(last.args[2].target).sub_(model(x).mean(0))
 
 
 def export(model: fx.GraphModule, work: Path) -> dict[str, Path]:

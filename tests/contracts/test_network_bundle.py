@@ -14,9 +14,10 @@ from paredown.bundle import MANIFEST, Bundle, load
 from paredown.errors import CorruptBundle, ParedownError
 from paredown.graph import fingerprint
 from paredown.tasks.image_classification import normalized
+from paredown.types import GraphAnatomy
 from tests.contracts.network_bundles import MEAN, STD, answers_of, make, parts, pictures
 from tests.contracts.networks import NETWORKS
-from tests.contracts.test_bundle import ROOT, run_fresh
+from tests.contracts.test_bundle import GOLDEN, ROOT, has, run_fresh
 
 TARGETS = ("torch", "onnxruntime", "openvino")
 SERVED = ("resnet18", "mobilenetv2", "se-resnet")
@@ -71,7 +72,7 @@ def test_every_network_comes_back_as_it_was_saved(name: str, tmp_path: Path) -> 
     with torch.no_grad():
         out = expected(x.clone()).numpy()
     np.testing.assert_array_equal(model(x).detach(), out)
-    np.testing.assert_allclose(bundle.predict(pictures(name), batch_size=2), out, atol=1e-4 * np.abs(out).max())
+    np.testing.assert_allclose(bundle.predict(pictures(name), batch_size=2), out, atol=1e-6 + 1e-4 * np.abs(out).max())
     assert bundle.anatomy().fingerprint == bundle.plan.fingerprint
     assert bundle.report()["speedup"]["value"] == 2.0
 
@@ -151,3 +152,20 @@ def test_tied_tensors_stay_tied(kind: str, tmp_path: Path) -> None:
 def test_a_module_used_twice_is_there_once(tmp_path: Path) -> None:
     model = make(tmp_path / "bundle", "twice").model()
     assert sum("shared.weight" in name for name in model.state_dict()) == 1
+
+
+@pytest.mark.parametrize("golden", [path for path in GOLDEN if has(path, "pictures")], ids=lambda path: path.name)
+def test_a_golden_bundle_still_loads(golden: Path) -> None:
+    expected = json.loads((golden / "expected.json").read_text())
+    bundle = load(golden / "bundle")
+    assert bundle.plan.id == expected["plan_id"]
+    rows = np.array([list(bytes.fromhex(picture)) for picture in expected["pictures"]], np.uint8)
+    pixels = rows.reshape(-1, *bundle.manifest["size"], 3)
+    served = bundle.predict(pixels)
+    np.testing.assert_allclose(served, expected["outputs"]["onnxruntime"], rtol=1e-4, atol=1e-5)
+    for target, outputs in expected["outputs"].items():
+        found = answers_of(bundle, pixels, target)
+        np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-5, err_msg=target)
+    assert bundle.labels_of(served) == expected["labels"] and len(set(expected["labels"])) > 1
+    anatomy = bundle.anatomy()
+    assert isinstance(anatomy, GraphAnatomy) and 0 < len(anatomy.gone(bundle.plan)) < len(anatomy.branches)
