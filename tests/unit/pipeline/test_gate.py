@@ -39,7 +39,9 @@ def verdicts(judged: list[Judged], **dial: Any) -> tuple[dict[str, Judged], Sett
     settings = Settings("m", "d", None, "o", **dial)
     data = TextData(("x",) * COUNT, LABELS)
     prepared: Any = SimpleNamespace(
-        task=text_classification, splits=SimpleNamespace(guardrail=data), guardrail=None, classifies=True
+        task=text_classification,
+        splits=SimpleNamespace(guardrail=data),
+        answers=lambda candidate, part, threads: candidate.outputs(),
     )
     found = judge(judged, prepared, settings, REFERENCE, Silent())
     assert [one.candidate.name for one in found] == [one.candidate.name for one in judged]
