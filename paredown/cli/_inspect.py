@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from paredown.report import terminal
+from paredown.report import terminal, words
 
 if TYPE_CHECKING:
     from paredown.bundle import Bundle
@@ -90,6 +90,7 @@ def _about(found: Mapping[str, Any]) -> Table:
         "normalized with": "" if texts else f"mean {_numbers(found['mean'])}, std {_numbers(found['std'])}",
         "branches": "" if texts else _branches(found["branches"]),
         "parameters": _before_and_after(report.get("parameters_dense"), report.get("parameters_pruned")),
+        "zeros": words.zeros(report),
         "plan": str(found["plan_id"])[:12],
         "made": f"{found['created']}, paredown {found['paredown']}",
     }

@@ -24,6 +24,7 @@ REPORT = {
     "parameters_pruned": 15_000_000,
     "candidates": [{"name": "dense torch"}],
     "speedup": {"value": 3.0, "low": 2.9, "high": float("nan")},
+    "zeros": {"sparsity": 0.8, "weights": 10_000, "pattern": "4x1", "solver": "alps", "allocation": "uniform"},
 }
 
 
@@ -77,6 +78,7 @@ def test_the_tables(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
         "family bert, cls pooling",
         "serves model-int8.onnx (int8 on onnxruntime)",
         "parameters 22,700,000 → 15,000,000",
+        "zeros 80 % of 10,000 weights are zero: 4x1, by alps, uniform over the matrices",
         "folds 6 key biases removed",
         "0 3 of 12 640 of 1536",
         "2 0 of 12 1 of 1536",
