@@ -29,7 +29,7 @@ from torch import nn
 from paredown.errors import MissingExtra
 from paredown.models import silenced
 from paredown.recovery._checkpoint import Progress
-from paredown.recovery._trainer import expected_warnings, own_random_state, read_notes, remember
+from paredown.recovery._trainer import expected_warnings, own_random_state, read_notes, remember, usual
 from paredown.tasks import similar_lengths
 from paredown.types import Array
 
@@ -220,33 +220,19 @@ def _trainer(
     from sentence_transformers.sentence_transformer.losses import MSELoss, MultipleNegativesRankingLoss
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    gpu, when = torch.cuda.is_available(), "steps" if every else "no"
+    when = "steps" if every else "no"
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
+        **usual(folder, steps, seed=course.seed),
         per_device_train_batch_size=course.batch_size,
         per_device_eval_batch_size=course.batch_size,
         learning_rate=course.learning_rate,
         weight_decay=0.01,
-        max_grad_norm=1.0,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 10),
         batch_sampler=cast(Any, _sampler(lesson)),
         eval_strategy=when,
         eval_steps=max(1, every),
         save_strategy=when,
         save_steps=max(1, every),
-        save_total_limit=2,
         load_best_model_at_end=bool(every),
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=gpu,
-        use_cpu=not gpu,
-        bf16=gpu and torch.cuda.is_bf16_supported(),
-        seed=course.seed,
     )
     if arguments.n_gpu > 1:  # DataParallel would take batches apart, and with them the negatives
         arguments._n_gpu = 1

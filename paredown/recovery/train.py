@@ -31,7 +31,7 @@ from paredown.files import replacing
 from paredown.models import silenced
 from paredown.network import network
 from paredown.recovery import _losses as losses
-from paredown.recovery._trainer import expected_warnings, own_random_state, read_notes, remember
+from paredown.recovery._trainer import expected_warnings, own_random_state, read_notes, remember, usual
 from paredown.recovery._zeros import Zeros
 from paredown.recovery.distill import Progress, held_out
 from paredown.tasks import Tokens, pad, similar_lengths
@@ -369,34 +369,19 @@ def _fit(
     from transformers.trainer_utils import get_last_checkpoint
 
     every = max(1, steps // CHECKS)
-    gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
+        **usual(folder, steps, seed=seed),
         per_device_train_batch_size=1,  # an item is a batch already
         per_device_eval_batch_size=1,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         adam_beta2=0.98,
-        max_grad_norm=1.0,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 10),
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=gpu,
-        use_cpu=not gpu,
-        bf16=gpu and torch.cuda.is_bf16_supported(),
-        seed=seed,
         label_names=[],
         prediction_loss_only=True,
     )
