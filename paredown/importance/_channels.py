@@ -37,6 +37,7 @@ class _Reader:
     grams: Tensor | None = None  # [groups, X + 1, X + 1]
     curvature: Tensor | None = None  # [groups, D, D]
     squares: Tensor | None = None  # [C]: of the channels that it reads, mean squares
+    gates: Tensor | None = None  # [U]: sums over pictures of squared derivatives by a gate on what it reads of a unit
 
 
 def score_channels(
@@ -118,6 +119,10 @@ class _Seen:
     def by_reader(self, group: Group) -> list[Evidence]:
         """What each layer that reads the group has seen, of a convolution each of its groups. Without gradients its
         errors are shares of what the layer gives.
+
+        Gram and curvature apart take what a layer reads and the gradients of what it makes, and those of one place and
+        the next, as independent, and they are not: in front of a global pooling errors at all places add up. What a
+        gate on a unit does is known without that, and a factor per layer sets the sum of all units right.
         """
         state, found = _state(self.model), []
         for one in self.readers[group.name]:
@@ -127,9 +132,10 @@ class _Seen:
             biases = np.zeros((layer.groups, matrices.shape[2]))
             if layer.bias:
                 biases = state[layer.bias].reshape(layer.groups, -1)
+            factor = _dependence(one, matrices)
             for g, (weight, bias, table) in enumerate(zip(matrices, biases, one.grams.numpy(), strict=True)):
                 whole = np.concatenate([weight, bias[None]])
-                curvature = None if one.curvature is None else one.curvature[g].numpy()
+                curvature = None if one.curvature is None else one.curvature[g].numpy() * factor
                 total = 1.0 if curvature is not None else float((whole * (table @ whole)).sum())
                 found.append(
                     Evidence(
@@ -143,6 +149,19 @@ class _Seen:
                     )
                 )
         return found
+
+
+def _dependence(reader: _Reader, matrices: Array) -> float:
+    """What the removal of single units costs in all, as their gates have it, over what gram and curvature say."""
+    if reader.gates is None or reader.grams is None or reader.curvature is None:
+        return 1.0
+    apart = 0.0
+    at = reader.positions
+    for weight, table, curvature in zip(matrices, reader.grams.numpy(), reader.curvature.numpy(), strict=True):
+        own = weight[at]  # [U, S, D]
+        blocks = table[at[:, :, None], at[:, None, :]]
+        apart += float(((blocks @ own) * (own @ curvature)).sum())
+    return float(reader.gates.sum()) / apart if apart > 0 else 1.0
 
 
 def _state(model: fx.GraphModule) -> dict[str, Array]:
@@ -214,7 +233,7 @@ def _look(
         if not grads:
             return x
         x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        if "gates" in needs:
+        if {"gates", "curvature"} & set(needs):
             seen_here = x.detach()
             x.register_hook(lambda g: gate(node, seen_here * g))
         return x
@@ -231,6 +250,8 @@ def _look(
         for name, reader in at[node]:
             own = summed[:, torch.from_numpy(reader.part.positions)].sum(2)  # [B, U]
             gates[name] = own if name not in gates else gates[name] + own
+            squares = own.double().square().sum(0)
+            reader.gates = squares if reader.gates is None else reader.gates + squares
 
     def after(node: str, y: Tensor) -> None:
         if "curvature" in needs and y.requires_grad:
