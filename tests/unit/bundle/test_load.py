@@ -46,7 +46,7 @@ def test_predict_keeps_the_order_whatever_the_batches(made: Bundle) -> None:
     texts = [*TEXTS, *reversed(TEXTS), "bill " * 100]  # the last one is longer than the model takes
     outputs = made.predict(texts, batch_size=2)
     assert outputs.shape == (11, 3) and outputs.dtype == np.float32
-    np.testing.assert_allclose(outputs[:5], outputs[9:4:-1], atol=1e-6)
+    np.testing.assert_allclose(outputs[:5], outputs[9:4:-1], atol=1e-5)  # other batches pad and round otherwise
     model, tokenizer = made.model(), made.tokenizer()
     for text, row in zip(texts, outputs, strict=True):
         inputs = tokenizer(text, truncation=True, max_length=made.manifest["max_length"], return_tensors="pt")
