@@ -26,7 +26,7 @@ CRITERIA = ("l2", "taylor")
 STEPS = 140  # of training, twice over all pictures, by the first criterion; by the second they are cut and re-fitted
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCORED, REFITTED = 512, 1024  # pictures
-MULTIPLES = (8, 4, 2, 1)  # of our channels: the first that comes within NEAR of what Torch-Pruning keeps
+MULTIPLES = (8, 4, 2, 1)  # of our channels: the first that comes near to the most that any of them keeps
 NEAR = 0.97
 CONVOLUTION = (256, 56)  # channels in and out, height and width
 PEAK = "peak"
@@ -191,12 +191,14 @@ def _paredown(case: _Case, macs: float, scope: str) -> _Made:
 
     budget = Budget("macs", min(1.0, macs / count(case.dense)))
     protect = _residual(case) if scope == "inside blocks" else ()
+    plans = {}
     for multiple in MULTIPLES:
         limits = Limits(multiple_of=multiple)
         plan = channel_plan(case.anatomy, case.scores, budget, case.products, limits, protect=protect)
-        small = cut_graph(case.dense, case.anatomy, plan)
-        if count(small) >= NEAR * macs:
-            break
+        plans[multiple] = plan, cut_graph(case.dense, case.anatomy, plan)
+    most = max(count(small) for _, small in plans.values())
+    multiple = next(one for one, (_, small) in plans.items() if count(small) >= NEAR * most)
+    plan, small = plans[multiple]
     cut = case.accuracy(case.answers(small))
     model = refit_graph(small, teacher=case.dense, anatomy=case.anatomy, plan=plan, pictures=case.pictures)
     answers = case.answers(model)

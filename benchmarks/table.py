@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cnn_criteria
+
 HERE = Path(__file__).parent
 NAMES = {
     "banking77": "MiniLM-L6 classifier, BANKING77, `--max-drop 1% --minutes 20`",
@@ -315,7 +317,7 @@ def beside_torch_pruning() -> str:
             name = f"{row['tool']}, {row['scope']}" if row["scope"] else f"(dense: {100 * row['trained']:.2f})"
             name += f", {row['ranking']}" if row["tool"] == "torch-pruning" else ""
             name += f", multiples of {row['multiple_of']}" if row.get("multiple_of", 1) > 1 else ""
-            learnt = [f"{100 * row['trained']:.2f}" if row["scope"] else ""] * trained
+            learnt = [f"{100 * row['trained']:.2f}" if row["scope"] else ""] if trained else []
             lead = row.get("lead") or row.get("untrained_lead")
             lead = f"{100 * lead['value']:.2f} [{100 * lead['low']:.2f}, {100 * lead['high']:.2f}]" if lead else ""
             cells = [name, f"{row['macs'] / rows[0]['macs']:.3f}", after, *learnt, lead]
@@ -326,6 +328,11 @@ def beside_torch_pruning() -> str:
         title += f", {record['steps']} steps of training" if trained else ", no training"
         parts += [f"**{title}**, {record['pictures']:,} test pictures:", "", *lines_of(table), ""]
     return "\n".join(parts).rstrip()
+
+
+def compared_channels() -> str:
+    """Criteria for channels by what follows the cut; their plots are written too."""
+    return cnn_criteria.text(run_of("cnn-criteria"), HERE.parent / "docs", lines_of)
 
 
 PARTS = ("dense", "pruned")
@@ -376,6 +383,7 @@ PLACES = {  # which table goes where
     "sparse-perplexity": ("docs/sparsity.md", sparse_perplexity),
     "cnn-torch-pruning": ("docs/networks.md", beside_torch_pruning),
     "cnn-convolution": ("docs/networks.md", convolution),
+    "cnn-criteria": ("docs/networks.md", compared_channels),
 }
 
 
