@@ -80,7 +80,8 @@ JIT: dict[str, Any] = {
 }
 
 
-@njit(**JIT)
+# With its types stated it is compiled once, not for every kind of integer that it is called with: seconds each.
+@njit("void(i8[::1], i8[::1], i8, i8, i8, i8, i8, i8, i8, i8)", **JIT)
 def _multiply(matrix, starts, index, values, x, y, add, first, last, step):
     """Rows `first` to `last` (multiples of 4) of y = W x + bias (+ add) for one panel, by the addresses of x and y."""
     kind, outputs, parts = matrix[KIND], matrix[OUT], matrix[PARTS]
@@ -256,20 +257,26 @@ def _chunk(rows, splits):
     return (rows + 4 * splits - 1) // (4 * splits) * 4
 
 
-@njit(parallel=True, **JIT)
-def product(x, y, weights, number, threads):
-    """y [panels, O, P] = W x + bias of the matrix of that number, for x [panels, K, P]; O as the `Program` has it."""
-    panels = x.shape[0]
-    step = 4 * x.shape[2]
-    matrix = weights.matrices[number]
-    table, ia, va = weights.table, weights.inputs.ctypes.data, weights.values.ctypes.data
-    xa, ya, stream, out = x.ctypes.data, y.ctypes.data, x.shape[1] * step, y.shape[1] * step
+@njit("void(i8[::1], i8[::1], i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)", parallel=True, **JIT)
+def _panels(matrix, starts, index, values, x, wide, y, out, add, panels, threads, step):
+    """`_multiply` of so many panels, which are `wide` bytes apart in x and `out` bytes in y and in what is added."""
     splits = _splits(panels, threads, matrix[OUT])
     rows = _chunk(matrix[OUT], splits)
     for task in prange(panels * splits):
         p, s = task // splits, task % splits
         begin, end = min(s * rows, matrix[OUT]), min((s + 1) * rows, matrix[OUT])
-        _multiply(matrix, table, ia, va, xa + p * stream, ya + p * out, 0, begin, end, step)
+        more = add + p * out if add else 0
+        _multiply(matrix, starts, index, values, x + p * wide, y + p * out, more, begin, end, step)
+
+
+@njit(**JIT)
+def product(x, y, weights, number, threads):
+    """y [panels, O, P] = W x + bias of the matrix of that number, for x [panels, K, P]; O as the `Program` has it."""
+    step = 4 * x.shape[2]
+    ia, va = weights.inputs.ctypes.data, weights.values.ctypes.data
+    own, out = x.shape[1] * step, y.shape[1] * step
+    matrix = weights.matrices[number]
+    _panels(matrix, weights.table, ia, va, x.ctypes.data, own, y.ctypes.data, out, 0, x.shape[0], threads, step)
 
 
 @njit(**JIT)
@@ -311,12 +318,7 @@ def forward(room, weights, starts, counts, size, activation, epsilon, first_only
         context = qa
         if heads:
             matrix = matrices[layer[QKV]]
-            splits = _splits(panels, threads, matrix[OUT])
-            rows = _chunk(matrix[OUT], splits)
-            for task in prange(panels * splits):
-                p, s = task // splits, task % splits
-                begin, end = min(s * rows, matrix[OUT]), min((s + 1) * rows, matrix[OUT])
-                _multiply(matrix, table, ia, va, xa + p * stream, qa + p * qstride, 0, begin, end, step)
+            _panels(matrix, table, ia, va, xa, stream, qa, qstride, 0, panels, threads, step)
             last = first_only and number == layers.shape[0] - 1
             for thread in prange(threads):
                 for task in range(thread, counts.shape[0] * heads, threads):
@@ -340,25 +342,17 @@ def forward(room, weights, starts, counts, size, activation, epsilon, first_only
                     _multiply(down, table, ia, va, ms, xs, ys, 0, width, step)
                     _norm(xs, step, width, ffn_norm, ca)
             continue
-        splits = _splits(panels, threads, width)
-        rows = _chunk(width, splits)
-        for task in prange(panels * splits):
-            p, s = task // splits, task % splits
-            begin, end = min(s * rows, width), min((s + 1) * rows, width)
-            _multiply(project, table, ia, va, context + p * qstride, ya + p * stream, xa + p * stream, begin, end, step)
+        _panels(project, table, ia, va, context, qstride, ya, stream, xa, panels, threads, step)
         for p in range(panels):
             _norm(ya + p * stream, step, width, norm, ca)
-        splits_up = _splits(panels, threads, up[OUT])
-        rows_up = _chunk(up[OUT], splits_up)
-        for task in prange(panels * splits_up):
-            p, s = task // splits_up, task % splits_up
-            begin, end = min(s * rows_up, up[OUT]), min((s + 1) * rows_up, up[OUT])
-            _multiply(up, table, ia, va, ya + p * stream, ma + p * mstride, 0, begin, end, step)
-            _activate(activation, ma + p * mstride + begin * step, (end - begin) * vectors)
+        splits = _splits(panels, threads, up[OUT])
+        rows = _chunk(up[OUT], splits)
         for task in prange(panels * splits):
             p, s = task // splits, task % splits
-            begin, end = min(s * rows, width), min((s + 1) * rows, width)
-            _multiply(down, table, ia, va, ma + p * mstride, xa + p * stream, ya + p * stream, begin, end, step)
+            begin, end = min(s * rows, up[OUT]), min((s + 1) * rows, up[OUT])
+            _multiply(up, table, ia, va, ya + p * stream, ma + p * mstride, 0, begin, end, step)
+            _activate(activation, ma + p * mstride + begin * step, (end - begin) * vectors)
+        _panels(down, table, ia, va, ma, mstride, xa, stream, ya, panels, threads, step)
         for p in range(panels):
             _norm(xa + p * stream, step, width, ffn_norm, ca)
 

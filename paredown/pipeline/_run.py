@@ -152,13 +152,13 @@ def _decided(
 
 def _compile(prepared: Prepared, settings: Settings, progress: Progress) -> None:
     """The engine's kernels, before anything is timed; those of an earlier run lie on the disk."""
-    from paredown.kernels import encoder as kernels  # numba is an extra
-
     progress.stage("Loading the sparse engine, which is compiled once on a machine")
     begun = time.monotonic()
     runner = sparse_cpu.load_encoder(prepared.encoder, threads=settings.threads or cores())
     runner.run(next(iter(calibration_batches(prepared.calibration, most_tokens=1))))
     runner.close()
+    from paredown.kernels import encoder as kernels  # compiles too, so not before
+
     if (taken := time.monotonic() - begun) > 1 and sum(kernels.forward.stats.cache_misses.values()):
         progress.say(f"The sparse engine was compiled for this CPU in {taken:.0f} s.")
 
