@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import cnn
+import cnn_criteria
 import psutil
 import scoring_cost
 import sparse
@@ -273,6 +274,14 @@ def _prune_network(name: str, *how: str) -> dict[str, Any]:
         return _prune(f"cnn-{name}", f"cifar_resnet:{name}", "--weights", weights, *pictures, *how)
 
 
+def cnn_compared() -> Iterator[dict[str, Any]]:
+    """Every criterion for channels against the random control, three draws of pictures, by what follows the cut."""
+    with _environment(PYTHONPATH=str(HERE.parent / "tests" / "real")):
+        for recover in cnn_criteria.RECOVERIES:
+            found = _compare(*cnn_criteria.asked(_assets(), recover), seeds=cnn_criteria.SEEDS)
+            yield {**found, "step": f"compare {recover}"}
+
+
 def cnn_torch_pruning() -> Iterator[dict[str, Any]]:
     """Cut by Torch-Pruning and by us to equal arithmetic, trained alike."""
     for record in cnn.side_by_side(_assets(), WORK):
@@ -296,6 +305,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "cnn-trained": cnn_trained,
     "cnn-torch-pruning": cnn_torch_pruning,
     "cnn-convolution": cnn_convolution,
+    "cnn-criteria": cnn_compared,
     "criteria": criteria,
     "criteria-refitted": criteria_refitted,
     "amounts": amounts,
