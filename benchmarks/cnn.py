@@ -20,7 +20,7 @@ import torch_pruning_cut as theirs
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "real"))  # cifar_resnet, the network as a user has it
 
-NETWORKS = ("resnet20", "resnet56")
+NETWORKS = ("resnet56", "resnet20")
 SHARES = (0.75, 0.5)
 CRITERIA = ("l2", "taylor")
 STEPS = 140  # of training, twice over all pictures, by the first criterion; by the second they are cut and re-fitted

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from paredown.anatomy import describe_graph
 from paredown.errors import BadData
-from paredown.graph import copied, trace
+from paredown.graph import copied, operator_of, trace
+from paredown.layers import layers_of
 from paredown.recovery import _pictures as pictures
 from paredown.recovery import refit_graph, train_on_pictures
 from paredown.surgery import cut_graph
@@ -49,11 +50,15 @@ def test_a_refit_brings_it_nearer(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["cifar-resnet20", "mobilenetv2", "vgg"])
-def test_nothing_cut_is_left_as_it_is(name: str) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("name", ["cifar-resnet20", "mobilenetv2", "vgg", "densenet"])
+def test_nothing_cut_is_left_as_it_is(name: str, weights: bool) -> None:
+    """Statistics neither become those of a few pictures."""
     model, _, anatomy, _, batches = halved(name)
     plan = Plan(anatomy.fingerprint, anatomy.identity())
-    fitted = refit_graph(copied(model), teacher=model, anatomy=anatomy, plan=plan, pictures=batches, statistics=False)
+    fitted = refit_graph(
+        copied(model), teacher=model, anatomy=anatomy, plan=plan, pictures=batches[:1], weights=weights
+    )
     assert distance(fitted, model, batches) < 1e-6
 
 
@@ -84,15 +89,47 @@ def test_a_layer_makes_up_for_what_is_added_to_it() -> None:
     assert distance(fitted, model, batches) < 1e-3 * distance(small, model, batches)
 
 
-def test_statistics_are_those_of_the_pictures() -> None:
+def test_statistics_move_by_what_the_cut_changed() -> None:
+    """Channels that stay come out of every norm with the moments that they have in the dense network."""
     model, small, anatomy, plan, batches = halved("cifar-resnet20")
     fitted = refit_graph(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches, weights=False)
-    seen = F.conv2d(torch.cat(batches), fitted.get_parameter("conv1.weight"), padding=1)
-    torch.testing.assert_close(fitted.get_buffer("bn1.running_mean"), seen.mean((0, 2, 3)))
-    torch.testing.assert_close(fitted.get_buffer("bn1.running_var"), seen.var((0, 2, 3)))
+    name = "layers.5.bn1.running_mean"
+    assert not torch.allclose(fitted.get_buffer(name), small.get_buffer(name), rtol=1e-3)
+    stay = torch.from_numpy(anatomy.kept(plan, name, 0, len(model.get_buffer(name))))
+    ours, theirs = dict[str, Tensor](), dict[str, Tensor]()
+    for net, seen in ((fitted, ours), (model, theirs)):
+        for name, x in inputs_of_norms(net, torch.cat(batches)).items():
+            mean, var = (net.get_buffer(f"{name}.running_{which}")[None, :, None, None] for which in ("mean", "var"))
+            scaled = (x - mean) / var.sqrt()
+            seen[name] = torch.stack([scaled.mean((0, 2, 3)), scaled.var((0, 2, 3))])
+    torch.testing.assert_close(ours["layers.5.bn1"], theirs["layers.5.bn1"][:, stay], atol=1e-4, rtol=1e-4)
     assert torch.equal(fitted.get_parameter("linear.weight"), small.get_parameter("linear.weight"))
     with pytest.raises(BadData, match="no"):
         refit_graph(small, teacher=model, anatomy=anatomy, plan=plan, pictures=[])
+
+
+def inputs_of_norms(model: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
+    """What every batch norm reads, by its name."""
+    found = {}
+    with torch.no_grad():
+        work = fx.Interpreter(model, garbage_collect_values=False)
+        work.run(x.clone())
+        for node in model.graph.nodes:
+            if operator_of(node) == "batch_norm":
+                found[str(node.args[3].target).removesuffix(".running_mean")] = work.env[node.args[0]]
+    return found
+
+
+def test_only_some_layers() -> None:
+    model, small, anatomy, plan, batches = halved("vgg")
+    chosen = [layer.node for layer in layers_of(small)][1:3]
+    fitted = refit_graph(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches, only=chosen)
+    changed = {
+        layer.node
+        for layer in layers_of(small)
+        if not torch.equal(fitted.get_parameter(layer.weight), small.get_parameter(layer.weight))
+    }
+    assert changed == set(chosen)
 
 
 def stripes(count: int) -> ImageData:
