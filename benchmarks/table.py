@@ -304,6 +304,26 @@ def sparse_perplexity() -> str:
     return "\n".join(lines_of([*table, *([name, *cells] for name, cells in found.items())]))
 
 
+def image_classifiers(benchmark: str) -> str:
+    """All candidates of the main job on pictures, by network."""
+    parts = []
+    own = [record for record in records() if record["benchmark"] == benchmark and "candidates" in record]
+    for name, record in {record["model"].split(":")[-1]: record for record in own}.items():
+        rows = record["candidates"]
+        base = next(row for row in rows if row["name"] == "onnxruntime dense")["texts_per_second"]
+        head = ["", "parameters", "accuracy, guardrail", "points lost [95 %]", "times dense ONNX Runtime"]
+        table = [[*head, f"times {record['speedup_against']} [95 %]"]]
+        for row in sorted(rows, key=lambda row: row["texts_per_second"]):
+            drop = row["drop"]
+            lost = f"{100 * drop['value']:.2f} [{100 * drop['low']:.2f}, {100 * drop['high']:.2f}]"
+            named = f"**{row['name']}**" if row["chosen"] else row["name"]
+            cells = [named, f"{row['parameters']:,}", f"{100 * row['quality']:.2f}", lost]
+            table.append([*cells, f"{row['texts_per_second'] / base:.2f}", _times(row["speedup"])])
+        told = f"**{name}**, {record['minutes']:.0f} minutes in all. {record['verdict']}"
+        parts += [told, "", *lines_of(table), ""]
+    return "\n".join(parts).rstrip()
+
+
 def beside_torch_pruning() -> str:
     """Accuracy and speed of both tools at equal multiply-accumulates, by network and by what may be cut."""
     found = {record["step"]: record for record in run_of("cnn-torch-pruning")}  # the last word wins
@@ -381,6 +401,8 @@ PLACES = {  # which table goes where
     "sparse-curve": ("docs/sparsity.md", lambda: sparse_accuracy("sparse-curve")),
     "sparse-recovered": ("docs/sparsity.md", lambda: sparse_accuracy("sparse-recovered")),
     "sparse-perplexity": ("docs/sparsity.md", sparse_perplexity),
+    "cnn-untrained": ("docs/networks.md", lambda: image_classifiers("cnn-untrained")),
+    "cnn-trained": ("docs/networks.md", lambda: image_classifiers("cnn-trained")),
     "cnn-torch-pruning": ("docs/networks.md", beside_torch_pruning),
     "cnn-convolution": ("docs/networks.md", convolution),
     "cnn-criteria": ("docs/networks.md", compared_channels),

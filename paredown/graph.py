@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import operator
+import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
@@ -23,6 +24,7 @@ from torch.export.graph_signature import InputKind
 from paredown.errors import UnsupportedModel
 from paredown.types import canonical_json
 
+_TENSOR = re.compile(r"[\w-]+(\.[\w-]+)*")  # its name: "layers.0.conv1.weight"
 _KINDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _PLAIN: dict[str, Any] = {"getitem": operator.getitem, "add": operator.add, "sub": operator.sub, "mul": operator.mul}
 _PLAIN |= {"floordiv": operator.floordiv, "neg": operator.neg, "truediv": operator.truediv}
@@ -241,10 +243,12 @@ def to_json(model: fx.GraphModule) -> list[dict[str, Any]]:
 def from_json(nodes: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """The network again, with these tensors under its names; parameters where they are parameters.
 
-    Only operators of ATen and arithmetic on sizes are called. Raises UnsupportedModel for anything else.
+    Only operators of ATen and arithmetic on sizes are called. Raises UnsupportedModel for anything else, and for names
+    that would not stay names in the Python that torch.fx makes of a graph.
     """
     graph, seen, used = fx.Graph(), dict[str, fx.Node](), dict[str, Tensor]()
     for one in nodes:
+        _check_names(one)
         kind, name = one["op"], one["name"]
         args = tuple(_read(value, seen) for value in one["args"])
         kwargs = {key: _read(value, seen) for key, value in one["kwargs"].items()}
@@ -259,6 +263,16 @@ def from_json(nodes: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor])
         seen[name].meta = {"shape": _tuples(one["shape"])}
     graph.lint()
     return fx.GraphModule(used, graph, "Network").eval()
+
+
+def _check_names(node: Mapping[str, Any]) -> None:
+    target, strange = str(node["target"]), [name for name in node["kwargs"] if not name.isidentifier()]
+    if node["op"] == "get_attr" and not _TENSOR.fullmatch(target):
+        strange.append(target)
+    if node["op"] == "placeholder" and not target.isidentifier():
+        strange.append(target)
+    if strange:
+        raise UnsupportedModel(f"{strange[0]!r} is no name that a graph may hold")
 
 
 def _name(node: fx.Node) -> str:

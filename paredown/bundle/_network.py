@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from paredown.tasks.image_classification import normalized
 from paredown.types import Array, GraphAnatomy, Plan, Runner
 
 INPUT = "pixel_values"
-_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")  # of a tensor: "layers.0.conv1.weight"
 
 
 def about_network(loaded: LoadedNetwork, dense: fx.GraphModule) -> dict[str, Any]:
@@ -82,25 +80,12 @@ def shell_of(
 def _dense(nodes: Sequence[Mapping[str, Any]], like: Mapping[str, Tensor], buffers: Collection[str]) -> fx.GraphModule:
     tensors: dict[str, Tensor] = {}
     for node in nodes:
-        _check_names(node)
         if node["op"] == "get_attr":
             name = node["target"]
             kind = like[name].dtype if name in like else torch.float32  # of a branch that is gone
             empty = torch.empty(node["shape"], dtype=kind, device="meta")
             tensors[name] = empty if name in buffers else nn.Parameter(empty)
     return from_json(nodes, tensors)
-
-
-def _check_names(node: Mapping[str, Any]) -> None:
-    """Raises UnsupportedModel for names that would not stay names in the Python that torch.fx makes of a graph."""
-    target = str(node["target"])
-    plain = (
-        _NAME.fullmatch(target) if node["op"] == "get_attr" else node["op"] != "placeholder" or target.isidentifier()
-    )
-    strange = [] if plain else [target]
-    strange += [name for name in node["kwargs"] if not name.isidentifier()]
-    if strange:
-        raise UnsupportedModel(f"{strange[0]!r} is no name that a graph may hold")
 
 
 def open_network(folder: Path, manifest: Mapping[str, Any], plan: Plan) -> fx.GraphModule:

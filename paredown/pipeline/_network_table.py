@@ -156,9 +156,10 @@ class Table:
         prepared = self.prepared
 
         def compute() -> dict[str, Tensor]:
-            self.progress.stage(f"Scoring channels by {self.criterion}")
+            self.progress.stage(f"Scoring channels by {self.criterion}", len(prepared.scored))
             batches = prepared.batches(prepared.scored)
-            found = score_channels(prepared.model, prepared.anatomy, self.criterion, batches, seed=self.settings.seed)
+            how: Any = {"seed": self.settings.seed, "progress": self.progress.advance}
+            found = score_channels(prepared.model, prepared.anatomy, self.criterion, batches, **how)
             return {name: torch.from_numpy(np.asarray(value)) for name, value in found.values.items()}
 
         stored = self.work.tensors(f"scores-{self.criterion}", compute)
@@ -169,9 +170,10 @@ class Table:
         own = describe_graph(small)
 
         def compute() -> dict[str, Tensor]:
-            self.progress.stage(f"Scoring what is left by {self.criterion}")
+            self.progress.stage(f"Scoring what is left by {self.criterion}", len(self.prepared.scored))
             batches = self.prepared.batches(self.prepared.scored)
-            found = score_channels(small, own, self.criterion, batches, seed=self.settings.seed).values
+            how: Any = {"seed": self.settings.seed, "progress": self.progress.advance}
+            found = score_channels(small, own, self.criterion, batches, **how).values
             most = 1 + max((float(value.max()) for value in found.values()), default=0.0)
             values = {}
             for group in self.prepared.anatomy.channels:

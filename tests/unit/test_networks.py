@@ -13,7 +13,7 @@ from torch import nn
 
 from paredown.anatomy import describe_graph
 from paredown.errors import UnsupportedModel
-from paredown.graph import trace
+from paredown.graph import from_json, to_json, trace
 from paredown.networks import is_network, load_network
 from paredown.surgery import cut_graph, mask_graph
 from paredown.types import Plan
@@ -143,3 +143,16 @@ def test_what_stands_for_an_image_classifier(
         place.mkdir()
         (place / "config.json").write_text(json.dumps(config))
     assert is_network(str(place) if config is not None else name, task) is expected
+
+
+@pytest.mark.parametrize("kind", ["placeholder", "get_attr"])
+def test_a_graph_holds_only_names(kind: str) -> None:
+    """torch.fx writes them into the Python that it executes."""
+    model = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), torch.rand(2, 3, 6, 6))
+    nodes, tensors = to_json(model), dict(model.state_dict())
+    torch.testing.assert_close(from_json(nodes, tensors)(torch.ones(1, 3, 6, 6)), model(torch.ones(1, 3, 6, 6)))
+    changed = next(node for node in nodes if node["op"] == kind)
+    tensors["a\nprint(1)"] = tensors.get(changed["target"], torch.zeros(1))
+    changed["target"] = "a\nprint(1)"
+    with pytest.raises(UnsupportedModel, match="no name"):
+        from_json(nodes, tensors)
