@@ -49,15 +49,15 @@ class NetworkWorkshop:
         students: list[Student] = []
         for name, seconds, minutes in self._rungs(dense_seconds):
             try:
-                plan, predictions = self.table.plan(name, seconds)
+                plan, taken, predictions = self.table.plan(name, seconds)
             except InfeasibleBudget as error:
                 if settings.dial == "max_drop":
                     self.progress.say(f"{name} is out of reach on {settings.target}.")
                     continue
                 closest = dense_seconds / error.closest if settings.dial == "speedup" else error.closest * 1e3
                 raise out_of_reach(settings, closest) from None
-            if settings.dial != "max_drop" and (missed := predictions[-1]["measured_ms"] / 1e3) * HOPELESS > seconds:
-                raise out_of_reach(settings, dense_seconds / missed if settings.dial == "speedup" else missed * 1e3)
+            if settings.dial != "max_drop" and taken * HOPELESS > seconds:
+                raise out_of_reach(settings, dense_seconds / taken if settings.dial == "speedup" else taken * 1e3)
             students.append(self.student(name, plan, minutes, predictions))
         assert watch.dense
         return students
