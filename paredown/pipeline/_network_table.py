@@ -23,13 +23,14 @@ from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import score_channels
 from paredown.layers import WIDEST, layers_of, macs, places_of, widest
 from paredown.pipeline import _loaders
-from paredown.pipeline._networks import Pictured, first_group
+from paredown.pipeline._networks import BATCH, Pictured, first_group
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._work import Work
 from paredown.planning import Way
 from paredown.recovery import refit_graph
 from paredown.surgery import cut_graph
 from paredown.targets import export_graph
+from paredown.tasks.image_classification import blended
 from paredown.types import BRANCHES, Budget, Limits, Plan, Scores
 from paredown.validation.timing import Alternative, Timing, measure
 
@@ -38,7 +39,6 @@ CAREFUL = 9  # of timing a plan
 JUDGED_MACS = 3e12  # of all the pictures on which errors are measured: a minute on two cores
 FEWEST_FITTED, MOST_FITTED = 16, 128
 MENDED = 9  # layers, from the one that is cut on: later ones make up for little more (cifar10-resnet56)
-BLEND = 0.7  # of a picture, the rest of another
 FEWEST_JUDGED, MOST_JUDGED = 32, 512
 AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
 TURNS = 6  # of solving again
@@ -279,17 +279,13 @@ class Table:
         return self.prepared.batches(data.take(np.arange(min(max(count, FEWEST_FITTED), MOST_FITTED, len(data)))))
 
     def _judging(self) -> list[Tensor]:
-        """Calibration pictures that did not score, where there are enough, each blended with another.
-
-        A network is surer of the pictures that it was trained on than of new ones, and less is lost on them. Seven
-        parts of one and three of another lose what test pictures lose, within a sixth (cifar10-resnet20: 34 changes).
-        """
+        """Calibration pictures that did not score, where there are enough, each blended with another."""
         data = self.prepared.splits.calibration
         count = int(JUDGED_MACS / max(1, len(self.keys)) / self.prepared.macs)
         count = min(max(count, FEWEST_JUDGED), MOST_JUDGED, len(data))
         first = min(len(self.prepared.scored), len(data) - count)
-        pictures = self.prepared.batches(data.take(np.arange(first, first + count)))
-        return [BLEND * x + (1 - BLEND) * x.roll(1, 0) for x in pictures]
+        pictures = self.prepared.pictures(data.take(np.arange(first, first + count)))
+        return list(torch.from_numpy(blended(pictures)).split(BATCH))
 
     @cached_property
     def seconds(self) -> dict[Key, float]:

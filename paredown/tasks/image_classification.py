@@ -18,6 +18,7 @@ from paredown.errors import BadData, MissingExtra
 from paredown.types import Array
 
 NAME = "image-classification"
+BLEND = 0.7  # of a picture, the rest of another
 METRIC = "accuracy"
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm")
 PARTS = {"train": ("train",), "test": ("test", "val", "validation")}  # folders that hold a part, by its name
@@ -188,6 +189,16 @@ def normalized(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Ar
     scale = 1 / (255 * np.asarray(std, dtype=np.float32))
     shift = np.asarray(mean, dtype=np.float32) / np.asarray(std, dtype=np.float32)
     return np.ascontiguousarray((pixels * scale - shift).astype(np.float32, copy=False).transpose(0, 3, 1, 2))
+
+
+def blended(x: Array) -> Array:
+    """Each of the pictures [N, 3, H, W] with the next one in it, seven parts to three.
+
+    A network is surer of the pictures that it was trained on than of new ones, and changes to it look harmless on them.
+    On blended pictures the divergence of 34 changes of cifar10-resnet20 was that on test pictures within a sixth.
+    """
+    mixed: Array = (BLEND * x + (1 - BLEND) * np.roll(x, 1, axis=0)).astype(x.dtype, copy=False)
+    return mixed
 
 
 def metric_name(data: ImageData) -> str:
