@@ -8,7 +8,7 @@ from typing import Any
 
 RECOVERIES = {
     "none": "cut, and nothing else",
-    "statistics": "batch norm's statistics taken anew",
+    "statistics": "batch norm's statistics moved by what the cut changed",
     "reconstruct": "re-fitted in closed form",
 }
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)

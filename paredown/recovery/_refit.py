@@ -53,10 +53,8 @@ def refit_graph(
     fitted = copied(small)
     layers = {layer.node: layer for layer in layers_of(fitted)}
     left = set(layers if only is None else only)
-    fresh, weights_seen = (
-        set[str](),
-        set[str](),
-    )  # the nodes that were re-fitted; one that is used twice is, where first
+    fresh = set[str]()  # nodes whose weights were re-fitted
+    seen = set[str]()  # weights: those that are used twice are fitted where they are used first
     with torch.no_grad():
         ours, theirs = ([_Run(model, x) for x in pictures] for model in (fitted, teacher))
         own = {node.name: node for node in fitted.graph.nodes}
@@ -72,8 +70,8 @@ def refit_graph(
                 continue
             layer = layers.get(node.name)
             if layer is not None:
-                if weights and node.name in left and layer.weight not in weights_seen:
-                    weights_seen.add(layer.weight)
+                if weights and node.name in left and layer.weight not in seen:
+                    seen.add(layer.weight)
                     if inputs_of(fitted, layer) <= WIDEST:
                         fresh.add(node.name)
                         weight = fitted.get_parameter(layer.weight)
