@@ -67,6 +67,8 @@ def load(path: str | Path, *, part: str = "train", size: tuple[int, int] | None 
 
 
 def _archive(path: Path, part: str, size: tuple[int, int] | None) -> ImageData:
+    if path.is_file() and not zipfile.is_zipfile(path):  # numpy would take it for a pickle
+        raise BadData(f"{path} cannot be read as an NPZ archive: it is another kind of file, or cut short.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = [f"{letter}_{part}" for letter in "xy"]
