@@ -11,7 +11,7 @@ import numpy as np
 
 from paredown.pipeline import _loaders
 from paredown.pipeline._candidates import BASELINE, Candidate, has_openvino, not_int8
-from paredown.pipeline._network_table import on_target
+from paredown.pipeline._network_stopwatch import on_target
 from paredown.pipeline._networks import Pictured
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student

@@ -17,8 +17,9 @@ from paredown.pipeline._candidates import BASELINE, Candidate, has_openvino
 from paredown.pipeline._gate import Judged
 from paredown.pipeline._memory import peak_mib
 from paredown.pipeline._network_candidates import dense_candidates, plain_onnx, student_candidates
+from paredown.pipeline._network_stopwatch import NetworkStopwatch
 from paredown.pipeline._network_students import NetworkWorkshop
-from paredown.pipeline._network_table import NetworkStopwatch, Table
+from paredown.pipeline._network_table import Table
 from paredown.pipeline._networks import Pictured, runners
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student

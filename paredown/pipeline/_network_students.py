@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,7 +138,8 @@ class NetworkWorkshop:
         curve: tuple[dict[str, Any], ...] = ()
         if minutes or (settings.steps and settings.trains):
             lessons: list[dict[str, Any]] = []
-            self._load(small, self.work.tensors(f"train-{name}", lambda: self._trained(name, small, minutes, lessons)))
+            train = partial(self._trained, name, small, plan, minutes, lessons)
+            self._load(small, self.work.tensors(f"train-{name}", train))
             curve = tuple(self.work.json(f"lessons-{name}", lambda: lessons))
         return Student(name, "pruned", plan, small, predictions=predictions, recovery=curve)
 
@@ -169,7 +171,7 @@ class NetworkWorkshop:
         return state_of(fitted)
 
     def _trained(
-        self, name: str, small: fx.GraphModule, minutes: float, lessons: list[dict[str, Any]]
+        self, name: str, small: fx.GraphModule, plan: Plan, minutes: float, lessons: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         settings, prepared = self.settings, self.prepared
         steps = settings.steps
@@ -181,6 +183,8 @@ class NetworkWorkshop:
             data=prepared.splits.calibration,
             mean=prepared.mean,
             std=prepared.std,
+            anatomy=prepared.anatomy,
+            plan=plan,
             minutes=None if steps else minutes,
             steps=steps,
             objective="finetune" if settings.recover == "finetune" else "distill",

@@ -7,9 +7,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +21,16 @@ from paredown.anatomy import describe_graph
 from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import score_channels
 from paredown.layers import WIDEST, layers_of, macs, places_of, widest
-from paredown.pipeline import _loaders
+from paredown.pipeline._network_stopwatch import NetworkStopwatch
 from paredown.pipeline._networks import BATCH, Pictured, first_group
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._work import Work
 from paredown.planning import Way
 from paredown.recovery import refit_graph
 from paredown.surgery import cut_graph
-from paredown.targets import export_graph
 from paredown.tasks.image_classification import blended
 from paredown.types import BRANCHES, Budget, Limits, Plan, Scores
-from paredown.validation.timing import Alternative, Timing, measure
 
-ROUNDS = 5  # of timing a table
 CAREFUL = 9  # of timing a plan
 JUDGED_MACS = 3e12  # of all the pictures on which errors are measured: a minute on two cores
 FEWEST_FITTED, MOST_FITTED = 16, 128
@@ -47,82 +43,6 @@ MULTIPLE = 8  # of channels, unless it is said otherwise: a register of floats; 
 HALVINGS = 12  # of a share: to within a thousandth
 
 Key = tuple[str, int]  # a group and a width of it, or "branches" and the number of one
-
-
-@dataclass
-class NetworkStopwatch:
-    """Times graphs on the target, always beside the dense one so that a drifting clock cancels out.
-
-    `metric` is "offline" (seconds per pass over batches) or "single" (median seconds of one picture).
-    """
-
-    prepared: Pictured
-    settings: Settings
-    work: Work
-    metric: str
-    dense: float = field(init=False, default=0.0)
-
-    def __post_init__(self) -> None:
-        batches, singles = self.prepared.timing()
-        self._batches = batches[:1]
-        self._singles = singles if self.metric == "single" else []
-
-    def time(
-        self, models: Mapping[str, fx.GraphModule], *, rounds: int = ROUNDS, progress: Progress | None = None
-    ) -> dict[str, float]:
-        """Seconds of each by name, as multiples of the dense one's in the same run times its first measured time."""
-        names, found = list(models), dict[str, float]()
-        size = self.prepared.together - 1
-        for start in range(0, len(names), size):
-            part = names[start : start + size]
-            files = [self.work.path(f"probe-{start + number}.onnx") for number in range(len(part))]
-            for name, file in zip(part, files, strict=True):
-                self.alternative(models[name], name, file)
-                if progress:
-                    progress.advance(0.5)
-            ways = [self.alternative(models[name], name, file) for name, file in zip(part, files, strict=True)]
-            found |= self.against(ways, rounds=rounds)
-            for file in files:
-                file.unlink(missing_ok=True)
-            if progress:
-                progress.advance(0.5 * len(part))
-        return found
-
-    def against(self, alternatives: Sequence[Alternative], *, rounds: int = ROUNDS) -> dict[str, float]:
-        """The same of alternatives that are there."""
-        file = self.work.file("dense.onnx", lambda path: export_graph(self.prepared.model, path))
-        dense = self.alternative(self.prepared.model, "dense, as it is", file)
-        timings = measure(
-            [dense, *alternatives],
-            self._batches,
-            singles=self._singles,
-            rounds=rounds,
-            threads=self.settings.threads,
-            together=self.prepared.together,
-        )
-        reference = self._seconds(timings[dense.name])
-        self.dense = self.dense or float(np.median(reference))
-        ratios = {one.name: np.median(self._seconds(timings[one.name]) / reference) for one in alternatives}
-        return {name: float(ratio) * self.dense for name, ratio in ratios.items()}
-
-    def alternative(self, model: fx.GraphModule, name: str, file: Path) -> Alternative:
-        """A graph as a worker runs it on the target, its file written unless it is there."""
-        return on_target(self.settings.target, model, name, file)
-
-    def _seconds(self, timing: Timing) -> Any:
-        return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1) / 1e3
-
-
-def on_target(target: str, model: fx.GraphModule, name: str, file: Path) -> Alternative:
-    """A graph as a worker runs it: an ONNX file, or for torch a folder with the graph and its tensors."""
-    if target == "torch":
-        folder = file.with_suffix("")
-        if not folder.exists():
-            _loaders.save_graph(model, folder)
-        return Alternative(name, _loaders.GRAPH, str(folder))
-    if not file.exists():
-        export_graph(model, file)
-    return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(file))
 
 
 @dataclass
@@ -275,17 +195,21 @@ class Table:
     def _fitted_on(self) -> list[Tensor]:
         """The first calibration pictures, few enough that a network is re-fitted on them for every key."""
         data = self.prepared.scored
-        count = int(JUDGED_MACS / max(1, len(self.keys)) / self.prepared.macs)
-        return self.prepared.batches(data.take(np.arange(min(max(count, FEWEST_FITTED), MOST_FITTED, len(data)))))
+        count = self._affordable(len(data), FEWEST_FITTED, MOST_FITTED)
+        return self.prepared.batches(data.take(np.arange(count)))
 
     def _judging(self) -> list[Tensor]:
         """Calibration pictures that did not score, where there are enough, each blended with another."""
         data = self.prepared.splits.calibration
-        count = int(JUDGED_MACS / max(1, len(self.keys)) / self.prepared.macs)
-        count = min(max(count, FEWEST_JUDGED), MOST_JUDGED, len(data))
+        count = self._affordable(len(data), FEWEST_JUDGED, MOST_JUDGED)
         first = min(len(self.prepared.scored), len(data) - count)
         pictures = self.prepared.pictures(data.take(np.arange(first, first + count)))
         return list(torch.from_numpy(blended(pictures)).split(BATCH))
+
+    def _affordable(self, there: int, fewest: int, most: int) -> int:
+        """How many pictures every key may be tried on."""
+        count = int(JUDGED_MACS / max(1, len(self.keys)) / self.prepared.macs)
+        return min(max(count, fewest), most, there)
 
     @cached_property
     def seconds(self) -> dict[Key, float]:

@@ -23,7 +23,7 @@ from paredown.pipeline._candidates import has_openvino
 from paredown.pipeline._claim import holds, slower, worse
 from paredown.pipeline._facts import plain, quality, speed
 from paredown.pipeline._memory import at_once
-from paredown.pipeline._network_table import on_target
+from paredown.pipeline._network_stopwatch import on_target
 from paredown.pipeline._networks import BATCH, TIMED_SINGLES, named_alike
 from paredown.pipeline._settings import Progress
 from paredown.targets import PICTURES, export_graph

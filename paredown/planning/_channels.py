@@ -109,6 +109,13 @@ def channel_plan(
 
     allowed = budget.keep * cost(whole)
     chosen = _bisected(widths, cost, allowed)
+    best = {group.name: np.sort(own)[::-1] for group, own in zip(free, places, strict=True)}
+
+    def next_worth(name: str, width: int) -> float:
+        """Of the best unit that a group lacks at this width: its place among all, or the share that is gone."""
+        return 1 - width / whole[name] if ranking == "local" else float(best[name][width])
+
+    _widened(chosen, whole, list(best), next_worth, cost, most(allowed), limits.multiple_of)
     keep = {name: best_units(scores.values[name], count) for name, count in chosen.items()}
     return Plan(
         anatomy.fingerprint,
@@ -143,6 +150,27 @@ def _bisected(
         middle = (low + high) / 2
         low, high = (low, middle) if cost(widths(middle)) <= most(allowed) else (middle, high)
     return widths(high)
+
+
+def _widened(
+    chosen: dict[str, int],
+    whole: Mapping[str, int],
+    names: Sequence[str],
+    next_worth: Callable[[str, int], float],
+    cost: Callable[[Mapping[str, int]], float],
+    most_cost: float,
+    step: int,
+) -> None:
+    """Gives back, in place, what a coarse step left of the budget: a step at a time, the worthiest that fits first."""
+    while True:
+        short = [name for name in names if chosen[name] < whole[name]]
+        for name in sorted(short, key=lambda name: -next_worth(name, chosen[name])):
+            wider = {**chosen, name: min(whole[name], chosen[name] + step)}
+            if cost(wider) <= most_cost:
+                chosen.update(wider)
+                break
+        else:
+            return
 
 
 def _liked(stay: float, units: int, limits: Limits, minimum: float) -> int:

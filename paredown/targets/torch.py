@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from paredown.cores import has_bfloat16
 from paredown.errors import ParedownError
 from paredown.types import Array, Limits, Runner
 
@@ -55,10 +56,7 @@ def autocast(precision: str) -> Any:
 
 def check_precision(precision: str) -> None:
     """Raises ParedownError for a precision that there is not, or that this CPU would only emulate, slowly."""
-    import torch
-
     if precision not in ("fp32", "bf16"):
         raise ParedownError(f"torch runs in fp32 or bf16, not in {precision!r}")
-    found = torch.cpu.get_capabilities()
-    if precision == "bf16" and not any(have for name, have in found.items() if "bf16" in name):
+    if precision == "bf16" and not has_bfloat16():
         raise ParedownError("this CPU has no bfloat16 instructions, so bf16 would be slower than fp32: leave it out")

@@ -1,0 +1,96 @@
+"""Times of graphs on the target, beside the dense network's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from paredown.pipeline import _loaders
+from paredown.pipeline._networks import Pictured
+from paredown.pipeline._settings import Progress, Settings
+from paredown.pipeline._work import Work
+from paredown.targets import export_graph
+from paredown.validation.timing import Alternative, Timing, measure
+
+ROUNDS = 5  # of timing a table
+
+
+@dataclass
+class NetworkStopwatch:
+    """Times graphs on the target, always beside the dense one so that a drifting clock cancels out.
+
+    `metric` is "offline" (seconds per pass over batches) or "single" (median seconds of one picture).
+    """
+
+    prepared: Pictured
+    settings: Settings
+    work: Work
+    metric: str
+    dense: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        batches, singles = self.prepared.timing()
+        self._batches = batches[:1]
+        self._singles = singles if self.metric == "single" else []
+
+    def time(
+        self, models: Mapping[str, fx.GraphModule], *, rounds: int = ROUNDS, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """Seconds of each by name, as multiples of the dense one's in the same run times its first measured time."""
+        names, found = list(models), dict[str, float]()
+        size = self.prepared.together - 1
+        for start in range(0, len(names), size):
+            part = names[start : start + size]
+            files = [self.work.path(f"probe-{start + number}.onnx") for number in range(len(part))]
+            for name, file in zip(part, files, strict=True):
+                self.alternative(models[name], name, file)
+                if progress:
+                    progress.advance(0.5)
+            ways = [self.alternative(models[name], name, file) for name, file in zip(part, files, strict=True)]
+            found |= self.against(ways, rounds=rounds)
+            for file in files:
+                file.unlink(missing_ok=True)
+            if progress:
+                progress.advance(0.5 * len(part))
+        return found
+
+    def against(self, alternatives: Sequence[Alternative], *, rounds: int = ROUNDS) -> dict[str, float]:
+        """The same of alternatives that are there."""
+        file = self.work.file("dense.onnx", lambda path: export_graph(self.prepared.model, path))
+        dense = self.alternative(self.prepared.model, "dense, as it is", file)
+        timings = measure(
+            [dense, *alternatives],
+            self._batches,
+            singles=self._singles,
+            rounds=rounds,
+            threads=self.settings.threads,
+            together=self.prepared.together,
+        )
+        reference = self._seconds(timings[dense.name])
+        self.dense = self.dense or float(np.median(reference))
+        ratios = {one.name: np.median(self._seconds(timings[one.name]) / reference) for one in alternatives}
+        return {name: float(ratio) * self.dense for name, ratio in ratios.items()}
+
+    def alternative(self, model: fx.GraphModule, name: str, file: Path) -> Alternative:
+        """A graph as a worker runs it on the target, its file written unless it is there."""
+        return on_target(self.settings.target, model, name, file)
+
+    def _seconds(self, timing: Timing) -> Any:
+        return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1) / 1e3
+
+
+def on_target(target: str, model: fx.GraphModule, name: str, file: Path) -> Alternative:
+    """A graph as a worker runs it: an ONNX file, or for torch a folder with the graph and its tensors."""
+    if target == "torch":
+        folder = file.with_suffix("")
+        if not folder.exists():
+            _loaders.save_graph(model, folder)
+        return Alternative(name, _loaders.GRAPH, str(folder))
+    if not file.exists():
+        export_graph(model, file)
+    return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(file))
