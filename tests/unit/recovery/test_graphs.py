@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 
 from paredown.anatomy import describe_graph
 from paredown.errors import BadData
-from paredown.graph import copied, operator_of, trace
+from paredown.graph import copied, in_training, operator_of, trace
 from paredown.layers import layers_of
 from paredown.recovery import _pictures as pictures
 from paredown.recovery import refit_graph, train_on_pictures
-from paredown.surgery import cut_graph
-from paredown.tasks.image_classification import ImageData
+from paredown.surgery import cut_graph, mask_graph
+from paredown.tasks.image_classification import ImageData, normalized
 from paredown.types import GraphAnatomy, Plan
 from tests.contracts.networks import NETWORKS, example, network
 
@@ -193,6 +193,49 @@ def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
     assert history[-1].step == 12
     _, history = train_on_pictures(small, **settings, checkpoint=place)  # type: ignore[arg-type]
     assert history[-1].step == 12
+
+
+@pytest.mark.parametrize("name", ["cifar-resnet20", "resnet50", "densenet", "vgg", "mobilenetv2", "se-resnet"])
+def test_hints_compare_what_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network with its consumers zeroed makes, in all channels that are left, what the cut one makes."""
+    model, small, anatomy, plan, batches = halved(name)
+    masked = mask_graph(model, anatomy, plan)
+    hints = pictures._hints(small, masked, anatomy, plan)
+    assert hints
+    monkeypatch.setattr(pictures, "has_bfloat16", lambda: False)
+    with torch.no_grad():
+        assert float(pictures._divergence(small, masked, batches[0], hints)) < 1e-6 * pictures.HINTS
+        assert float(pictures._divergence(small, model, batches[0], hints)) > 1e-3 * pictures.HINTS
+
+
+def test_a_distillation_with_hints_comes_nearer_between_the_layers() -> None:
+    _, _, anatomy, plan, _ = halved("cifar-resnet20")
+    case, data = NETWORKS["cifar-resnet20"], stripes(600)
+    torch.manual_seed(0)
+    model = trace(case.make(), example(case))
+    x = torch.from_numpy(normalized(data.pixels[:64], MEAN, STD))
+    with torch.no_grad():
+        for _ in range(60):  # statistics that are those of the data, as a trained network's are
+            in_training(model)(x)
+    small = cut_graph(model, anatomy, plan)
+    how: Any = {"teacher": model, "data": data, "mean": MEAN, "std": STD, "steps": 25, "seed": 1}
+    hints = pictures._hints(small, model, anatomy, plan)
+
+    def apart(one: fx.GraphModule) -> float:
+        with torch.no_grad():
+            return float(pictures._divergence(one, model, x, hints))
+
+    trained, _ = train_on_pictures(small, **how, anatomy=anatomy, plan=plan)
+    assert apart(trained) < 0.8 * apart(small)
+
+
+def test_mixed_with_the_next_one() -> None:
+    x = torch.eye(40).reshape(40, 1, 5, 8).expand(-1, 3, -1, -1)
+    mixtures = pictures.mixed(x, torch.Generator().manual_seed(0))[:, 0].flatten(1)
+    own, other = mixtures.diagonal(), torch.stack([mixtures[i, i - 1] for i in range(40)])
+    torch.testing.assert_close(own + other, torch.ones(40))
+    assert own.min() >= 1 - pictures.MOST_MIXED
+    assert own.std() > 0.1
 
 
 def test_shifted_and_mirrored() -> None:
