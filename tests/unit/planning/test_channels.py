@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paredown.planning import channel_plan
+from paredown.anatomy import describe_graph
+from paredown.graph import trace
+from paredown.layers import places_of
+from paredown.planning import Product, channel_plan
+from paredown.planning._channels import ChannelCosts
 from paredown.types import Budget, GraphAnatomy, Group, Limits, Scores
+from tests.contracts.networks import NETWORKS, example, network
 
 
 def anatomy(*units: int) -> GraphAnatomy:
@@ -28,14 +33,18 @@ def test_one_threshold_parts_all_groups() -> None:
 
 
 @pytest.mark.parametrize("ranking", ["global", "local"])
-def test_coarse_steps_leave_nothing_of_the_budget_that_would_hold_another(ranking: str) -> None:
+@pytest.mark.parametrize("name", ["vgg", "resnet18", "mobilenetv2"])
+def test_coarse_steps_leave_nothing_of_the_budget_that_would_hold_another(name: str, ranking: str) -> None:
+    case = NETWORKS[name]
+    model = trace(network(case), example(case))
+    found, products = describe_graph(model), [Product(one, *about) for one, about in places_of(model).items()]
     rng = np.random.default_rng(0)
-    sizes = (16, 24, 40, 64, 32)
-    scores = Scores("s", {f"g{i}": rng.random(count) * (i + 1) for i, count in enumerate(sizes)})
-    for share in (0.4, 0.55, 0.7, 0.85):
-        plan = channel_plan(
-            anatomy(*sizes), scores, Budget("channels", share), [], Limits(multiple_of=8), ranking=ranking
-        )
-        kept = [len(plan.keep[f"g{i}"]) for i in range(len(sizes))]
-        assert share * sum(sizes) - 8 < sum(kept) <= share * sum(sizes)
-        assert not any(count % 8 for count in kept)
+    scores = Scores("s", {group.name: rng.random(group.units) for group in found.channels})
+    cost, sizes = ChannelCosts(found, products, "macs"), {group.name: group.units for group in found.channels}
+    for share in (0.4, 0.6, 0.8):
+        plan = channel_plan(found, scores, Budget("macs", share), products, Limits(multiple_of=4), ranking=ranking)
+        widths = {name: len(plan.keep[name]) for name in sizes}
+        assert cost(widths) <= share * cost(sizes)
+        for name, width in widths.items():
+            wider = {**widths, name: width + 4}
+            assert width + 4 > sizes[name] or cost(wider) > share * cost(sizes)
