@@ -39,6 +39,8 @@ HINTS = 1000.0  # weight of the relative squared error between the layers; of 10
 MOST_MIXED = 0.5  # of the other picture in a mixture
 HELD = 1000  # pictures at most, a tenth of all, that judge and are not learnt from
 
+Hint = tuple[int, Tensor]  # the dimension of the channels, and which of the dense network's are left
+
 
 def train_on_pictures(
     small: fx.GraphModule,
@@ -145,7 +147,7 @@ def _missed(student: fx.GraphModule, x: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def _divergence(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor, hints: Mapping[str, Tensor]) -> Tensor:
+def _divergence(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor, hints: Mapping[str, Hint]) -> Tensor:
     """From the teacher's answers, and of what the layers of `hints` read."""
     x = x.contiguous(memory_format=torch.channels_last)
     with _in_bfloat16():
@@ -154,8 +156,8 @@ def _divergence(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor, hin
             answers, theirs = _seen(teacher, x, hints)
     log_probabilities, wanted = (F.log_softmax(one.float() / TEMPERATURE, dim=1) for one in (logits, answers))
     loss = F.kl_div(log_probabilities, wanted, log_target=True, reduction="batchmean") * TEMPERATURE**2
-    for name, stay in hints.items():
-        whole, dim = theirs[name], 1 if ours[name].ndim == 4 else -1
+    for name, (dim, stay) in hints.items():
+        whole = theirs[name]
         whole = whole if whole.shape[dim] == len(stay) else whole.index_select(dim, stay)
         error, size = (torch.linalg.vector_norm(one, dtype=torch.float32) for one in (ours[name] - whole, whole))
         loss = loss + HINTS / len(hints) * (error / size.clamp_min(LEAST)).square()
@@ -173,7 +175,7 @@ def _seen(model: fx.GraphModule, x: Tensor, layers: Collection[str]) -> tuple[Te
     return run_seeing(model, x, layers, before), found
 
 
-def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy, plan: Plan) -> dict[str, Tensor]:
+def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy, plan: Plan) -> dict[str, Hint]:
     """Layers by node, each with those of the dense network's channels in its input that are left: layers that read what
     something else reads too, as the residual stream, and the last one. What is read inside a branch may differ: led
     there too, a student of cifar10-resnet56 came less near to the teacher's answers.
@@ -182,7 +184,7 @@ def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy
         {layer.node: layer for layer in layers_of(teacher)},
         {node.name: node for node in teacher.graph.nodes},
     )
-    found: dict[str, Tensor] = {}
+    found: dict[str, Hint] = {}
     seen = set[str]()
     layers = [layer for layer in layers_of(small) if layer.groups == 1]
     for layer in layers:
@@ -190,7 +192,8 @@ def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy
         if read.op != "placeholder" and read.name not in seen and (len(read.users) > 1 or layer is layers[-1]):
             seen.add(read.name)
             size = teacher.get_parameter(layer.weight).shape[1]
-            found[layer.node] = torch.from_numpy(anatomy.kept(plan, layer.weight, 1, size))
+            stay = torch.from_numpy(anatomy.kept(plan, layer.weight, 1, size))
+            found[layer.node] = -1 if layer.kind == "linear" else 1, stay
     return found
 
 
