@@ -130,6 +130,7 @@ def _of_transformers(folder: Path) -> LoadedNetwork:
         raise UnsupportedModel(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
     mean, std, size = _preprocessing(folder / "preprocessor_config.json")
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    names = () if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names  # nobody named them
     return LoadedNetwork(str(folder), _Logits(model.eval()).eval(), mean, std, size, names)
 
 
@@ -146,6 +147,10 @@ def _preprocessing(path: Path) -> tuple[Any, Any, tuple[int, int] | None]:
         elif isinstance(size, int):
             size = (size, size)
         mean, std = (tuple(map(float, told[key])) if told.get(key) else None for key in ("image_mean", "image_std"))
+        if not told.get("do_normalize", True):
+            mean, std = (0.0,) * 3, (1.0,) * 3
+        largest = 255 * float(told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 1.0)
+        mean, std = (one and tuple(value / largest for value in one) for one in (mean, std))  # of pixels from 0 to 1
         return mean, std, size
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"{path} cannot be read: {error}") from None

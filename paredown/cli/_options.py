@@ -367,12 +367,20 @@ BySensitivity = Annotated[
         rich_help_panel=PICTURES,
     ),
 ]
+Mirrored = Annotated[
+    bool,
+    typer.Option(
+        "--mirrored/--not-mirrored",
+        help="Whether a training also shows pictures mirrored: not for digits, letters and signs.",
+        rich_help_panel=PICTURES,
+    ),
+]
 Criterion = Annotated[
     str | None,
     typer.Option(
         "--criterion",
         metavar="NAME",
-        help="What ranks heads and neurons: obs, but ablation for a language model's heads.",
+        help="What ranks heads, neurons and channels: obs, but ablation for a language model's heads.",
         rich_help_panel=AMOUNT,
     ),
 ]

@@ -19,7 +19,7 @@ from paredown.calibration import SOFTENING
 from paredown.errors import BadData
 from paredown.graph import operator_of, run_seeing
 from paredown.importance._evidence import Evidence
-from paredown.layers import Layer, gram, layers_of
+from paredown.layers import WIDEST, Layer, gram, layers_of, widest
 from paredown.types import Array, GraphAnatomy, Group, Scores, Slice
 
 NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm")
@@ -53,13 +53,19 @@ def score_channels(
     """`values[group]` [U] of every group, larger means keep; what is no change of the loss has a mean of 1 in a group.
 
     `pictures` are batches [B, 3, H, W] and `labels` theirs [B]; without labels gradients are those of an answer drawn
-    from the network's own. Raises BadData where the criterion needs pictures and there are none.
+    from the network's own. Raises BadData where the criterion needs pictures and there are none, and for layers that
+    are too wide for it.
     """
     module = registry.find("importance", criterion)
     if "channel" not in module.UNITS:
         raise BadData(f"The criterion {criterion!r} does not rank channels.")
     if module.NEEDS and not len(pictures):
         raise BadData(f"The criterion {criterion!r} needs calibration pictures, and there are none.")
+    if "gram" in module.NEEDS and widest(model) > WIDEST:
+        raise BadData(
+            f"The criterion {criterion!r} inverts what layers read, {WIDEST} inputs at most, and this network has a "
+            f"layer of {widest(model)}: take taylor_gate."
+        )
     seen = _Seen(model, anatomy)
     if module.NEEDS:
         seen = _look(model, anatomy, module.NEEDS, pictures, labels, seed, progress or (lambda count: None))

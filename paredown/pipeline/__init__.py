@@ -96,6 +96,7 @@ def prune(
     whole: str = "",
     layer_shares: str = "",
     by_sensitivity: bool = False,
+    mirrored: bool = True,
     progress: Progress | None = None,
 ) -> Bundle:
     """A smaller, faster, proven model as a bundle at `out`; `.report()` gives the facts.

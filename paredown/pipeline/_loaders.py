@@ -16,6 +16,7 @@ OPENVINO = "paredown.targets.openvino:load"
 STOCK = "paredown.pipeline._loaders:stock_torch"
 CUT = "paredown.pipeline._loaders:cut_torch"
 GRAPH = "paredown.pipeline._loaders:graph_torch"
+GRAPH_FILE = "graph.json"
 TORCH = "paredown.bundle:torch_runner"
 EMBEDDER = "paredown.pipeline._loaders:embedder"
 WITH_OWN_INPUTS = "paredown.pipeline._loaders:with_own_inputs"
@@ -88,7 +89,7 @@ def save_graph(model: Any, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state_of(model), folder / "model.safetensors")
-    with replacing(folder / "graph.json") as beside:
+    with replacing(folder / GRAPH_FILE) as beside:  # written last: where it is, the folder is whole
         beside.write_text(json.dumps(to_json(model)))
 
 
@@ -99,7 +100,7 @@ def graph_torch(path: str, *, threads: int) -> Runner:
     from paredown.graph import from_json
     from paredown.targets import graph_runner
 
-    nodes = json.loads((Path(path) / "graph.json").read_text())
+    nodes = json.loads((Path(path) / GRAPH_FILE).read_text())
     return graph_runner(from_json(nodes, load_file(Path(path) / "model.safetensors")), threads=threads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,21 +43,22 @@ class NetworkStopwatch:
         self, models: Mapping[str, fx.GraphModule], *, rounds: int = ROUNDS, progress: Progress | None = None
     ) -> dict[str, float]:
         """Seconds of each by name, as multiples of the dense one's in the same run times its first measured time."""
-        names, found = list(models), dict[str, float]()
+        names, found, folder = list(models), dict[str, float](), self.work.path("probes")
         size = self.prepared.together - 1
         for start in range(0, len(names), size):
             part = names[start : start + size]
-            files = [self.work.path(f"probe-{start + number}.onnx") for number in range(len(part))]
+            shutil.rmtree(folder, ignore_errors=True)  # what a start that was stopped left is of other networks
+            folder.mkdir()
+            files = [folder / f"{number}.onnx" for number in range(len(part))]
             for name, file in zip(part, files, strict=True):
                 self.alternative(models[name], name, file)
                 if progress:
                     progress.advance(0.5)
             ways = [self.alternative(models[name], name, file) for name, file in zip(part, files, strict=True)]
             found |= self.against(ways, rounds=rounds)
-            for file in files:
-                file.unlink(missing_ok=True)
             if progress:
                 progress.advance(0.5 * len(part))
+        shutil.rmtree(folder, ignore_errors=True)
         return found
 
     def against(self, alternatives: Sequence[Alternative], *, rounds: int = ROUNDS) -> dict[str, float]:
@@ -88,7 +90,7 @@ def on_target(target: str, model: fx.GraphModule, name: str, file: Path) -> Alte
     """A graph as a worker runs it: an ONNX file, or for torch a folder with the graph and its tensors."""
     if target == "torch":
         folder = file.with_suffix("")
-        if not folder.exists():
+        if not (folder / _loaders.GRAPH_FILE).exists():
             _loaders.save_graph(model, folder)
         return Alternative(name, _loaders.GRAPH, str(folder))
     if not file.exists():

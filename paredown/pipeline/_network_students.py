@@ -99,8 +99,10 @@ class NetworkWorkshop:
                 }
                 plan = replace(plan, keep=stay)
             stage = name if settings.rounds == 1 else f"{name}, round {number}"
-            minutes = (settings.minutes if settings.trains else 0.0) / settings.rounds
-            made = self.student(stage, plan, minutes, from_=given)
+            steps = (settings.steps or 0) if settings.trains else 0
+            minutes = settings.minutes / settings.rounds if settings.trains and not steps else 0.0
+            steps = steps * number // settings.rounds - steps * (number - 1) // settings.rounds
+            made = self.student(stage, plan, minutes, steps=steps, from_=given)
             model, curve, given = made.model, curve + made.recovery, made
             records.append(self._record(number, plan, made))
         return [Student(name, "pruned", plan, model, recovery=curve, rounds=tuple(records))]
@@ -123,9 +125,11 @@ class NetworkWorkshop:
         plan: Plan,
         minutes: float,
         predictions: tuple[dict[str, Any], ...] = (),
+        steps: int = 0,
         from_: Student | None = None,
     ) -> Student:
-        """The network cut by a plan, re-fitted unless nothing is to follow a cut, and trained for so many minutes.
+        """The network cut by a plan, re-fitted unless nothing is to follow a cut, and trained for so many minutes, or
+        for so many steps where there are any.
 
         Cut `from_` a student of an earlier round, it begins with what that one has learnt.
         """
@@ -136,9 +140,9 @@ class NetworkWorkshop:
         if settings.recover != "none":
             self._load(small, self.work.tensors(f"refit-{name}", lambda: self._refitted(name, small, plan)))
         curve: tuple[dict[str, Any], ...] = ()
-        if minutes or (settings.steps and settings.trains):
+        if minutes or steps:
             lessons: list[dict[str, Any]] = []
-            train = partial(self._trained, name, small, plan, minutes, lessons)
+            train = partial(self._trained, name, small, plan, minutes, steps, lessons)
             self._load(small, self.work.tensors(f"train-{name}", train))
             curve = tuple(self.work.json(f"lessons-{name}", lambda: lessons))
         return Student(name, "pruned", plan, small, predictions=predictions, recovery=curve)
@@ -171,10 +175,9 @@ class NetworkWorkshop:
         return state_of(fitted)
 
     def _trained(
-        self, name: str, small: fx.GraphModule, plan: Plan, minutes: float, lessons: list[dict[str, Any]]
+        self, name: str, small: fx.GraphModule, plan: Plan, minutes: float, steps: int, lessons: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         settings, prepared = self.settings, self.prepared
-        steps = settings.steps
         said: Callable[[Any], None] = _said(self.progress, steps)
         self.progress.stage(f"Training {name}", float(steps) if steps else 60 * minutes)
         trained, history = train_on_pictures(
@@ -186,7 +189,8 @@ class NetworkWorkshop:
             anatomy=prepared.anatomy,
             plan=plan,
             minutes=None if steps else minutes,
-            steps=steps,
+            steps=steps or None,
+            mirrored=settings.mirrored,
             objective="finetune" if settings.recover == "finetune" else "distill",
             checkpoint=self.work.path(f"train-{name}.checkpoint"),
             seed=settings.seed,
@@ -202,7 +206,7 @@ class NetworkWorkshop:
         model.load_state_dict(state, strict=True)
 
 
-def _said(progress: Progress, steps: int | None) -> Callable[[Any], None]:
+def _said(progress: Progress, steps: int) -> Callable[[Any], None]:
     """Moves the bar by what was done since the last word."""
     before = [0.0]
 

@@ -263,6 +263,9 @@ def compare_network(
         _ranks_channels(name)
     names = list(dict.fromkeys(criteria)) or list(criteria_of("channel"))
     with _prepared(asked, progress) as prepared:
+        if not criteria and widest(prepared.model) > WIDEST:
+            progress.say(f"Criteria that invert what layers read are left out: a layer has over {WIDEST} inputs.")
+            names = [name for name in names if "gram" not in registry.find("importance", name).NEEDS]
         tries = seeds * len(names) * len(fractions)
         study, whole = NetworkStudy(asked, prepared, tries), tuple(filter(None, [first_group(prepared)]))
         products = [Product(name, *about) for name, about in places_of(prepared.model).items()]

@@ -302,9 +302,12 @@ class Table:
         """
         scores = scores or self.scores
         settings, prepared = self.settings, self.prepared
-        stays = {"channels": 1 - settings.channels, "macs": settings.macs, "params": settings.parameters}
-        metric = next(name for name in ("channels", "macs", "params") if stays[name] not in (None, 1))
-        budget = Budget(metric, 1 - (1 - (stays[metric] or 0.0)) * share)
+        metric, stays = "channels", 1 - settings.channels
+        if settings.macs is not None:
+            metric, stays = "macs", settings.macs
+        elif settings.parameters is not None:
+            metric, stays = "params", settings.parameters
+        budget = Budget(metric, 1 - (1 - stays) * share)
         if settings.by_sensitivity:
             return self._by_sensitivity(budget, scores)
         products = [planning.Product(name, *about) for name, about in places_of(prepared.model).items()]

@@ -184,6 +184,7 @@ def network_key(settings: Settings, prepared: Pictured) -> str:
     machine = card()
     nowhere = replace(settings, model="", data="", eval=None, out="", weights=None)
     about = [nowhere, __version__, machine["libraries"], machine["cpu"], machine["cores"], prepared.anatomy.fingerprint]
+    about += [prepared.mean, prepared.std]
     found = hashlib.sha256(canonical_json(about).encode())
     for part in (prepared.splits.calibration, prepared.splits.guardrail, prepared.splits.test):
         found.update(np.ascontiguousarray(part.pixels).tobytes())

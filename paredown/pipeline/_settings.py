@@ -49,7 +49,8 @@ class Settings:
     `parameters` that stays. Every layer keeps `minimum_channels` (a share) in multiples of `multiple_of`. Layers named
     in `whole`, separated by commas, are not cut ("none" for none; by default the first one is not), and `layer_shares`
     says what others lose: "layer1.0.conv1=50%,fc=0". With `by_sensitivity` macs and parameters are shared out by what
-    each layer loses alone, as measured, and whole residual branches may go; a ranking of scores decides otherwise.
+    each layer loses alone, as measured, and whole residual branches may go; a ranking of scores decides otherwise. A
+    training also shows pictures `mirrored`, unless they then mean something else, as digits and letters do.
     """
 
     model: str
@@ -105,6 +106,7 @@ class Settings:
     whole: str = ""
     layer_shares: str = ""
     by_sensitivity: bool = False
+    mirrored: bool = True
 
     def __post_init__(self) -> None:
         if self.speedup is not None and self.latency_ms is not None:
@@ -113,10 +115,11 @@ class Settings:
             raise ParedownError("Ask for a speed or for an amount (heads, neurons, layers, parameters), not for both.")
         if self.parameters is not None and any(getattr(self, kind) for kind in KINDS[:3]):
             raise ParedownError("parameters says how many heads and neurons go: give it, or their shares, not both.")
-        if not self.sized and (
-            stray := [name for name in _GIVEN_WITH_AMOUNTS if getattr(self, name) != _DEFAULT[name]]
-        ):
-            raise ParedownError(f"{stray[0]} goes with an amount: say how many heads, neurons or layers go.")
+        self._check_without_amount(_GIVEN_WITH_AMOUNTS)
+        if self.layer_shares and (self.by_sensitivity or not self.sized):
+            raise ParedownError("layer_shares goes with channels, macs or parameters, and not with by_sensitivity.")
+        if self.by_sensitivity and self.macs is None and self.parameters is None:
+            raise ParedownError("by_sensitivity goes with macs or parameters.")
         if (self.lora or self.steps) and self.recover not in TRAINED:
             raise ParedownError(f"lora and steps are for training, and recover is {self.recover!r}: take distill.")
         if self.target and self.target not in TARGETS:
@@ -139,7 +142,11 @@ class Settings:
             (self.macs is None or 0 < self.macs <= 1, "macs is a share above 0, such as 0.5"),
             (0 < self.minimum_channels <= 1, "minimum_channels is a share above 0, such as 0.1"),
             (self.multiple_of is None or self.multiple_of >= 1, "multiple_of is 1 or more"),
-            (sum(bool(one) for one in (self.channels, self.macs)) < 2, "say channels or macs, not both"),
+            (
+                not self.channels or (self.macs is None and self.parameters is None),
+                "channels says by itself how much goes: leave out macs and parameters",
+            ),
+            (self.macs is None or self.parameters is None, "say macs or parameters, not both"),
             *((_amount(getattr(self, k)), f"{k} is a share from 0 to below 1, or a whole number") for k in KINDS),
             (self.parameters is None or 0 < self.parameters <= 1, "parameters is a share above 0, such as 0.5"),
             (self.rounds >= 1, "rounds is 1 or more"),
@@ -208,8 +215,16 @@ class Settings:
         said = any(getattr(self, kind) for kind in (*KINDS, "channels"))
         return said or self.parameters is not None or self.macs is not None
 
+    def _check_without_amount(self, names: tuple[str, ...]) -> None:
+        """Raises ParedownError where one of the settings is given that say how an amount goes, and no amount is."""
+        for name in names:
+            if not self.sized and getattr(self, name) != _DEFAULT[name]:
+                raise ParedownError(f"{name} goes with an amount: say how many heads, neurons or layers go.")
+
     def only_for(self, pictures: bool) -> None:
         """Raises ParedownError where a setting is given that is for text, or for `pictures`, alone."""
+        if not pictures:
+            self._check_without_amount(("criterion", "recover"))
         names, what = (_OF_TEXTS, "texts") if pictures else (_OF_PICTURES, "image classifiers")
         for name in names:
             if getattr(self, name) != _DEFAULT[name]:
@@ -282,7 +297,11 @@ class Settings:
             "multiple-of": self.multiple_of,
             "whole": self.whole,
             "layer-shares": self.layer_shares,
-            **({name.replace("_", "-"): getattr(self, name) for name in _OF_AMOUNTS} if self.cuts else {}),
+            **{
+                name.replace("_", "-"): getattr(self, name)
+                for name in _OF_AMOUNTS
+                if self.cuts or getattr(self, name) != _DEFAULT[name]
+            },
             **({name: getattr(self, name) for name in (*_OF_ZEROS[:-1], *_HOW)} if self.zeroes else {}),
             **{name.replace("_", "-"): None if getattr(self, name) == 1 else getattr(self, name) for name in _LEAST},
             "lora": self.lora or None,
@@ -300,15 +319,16 @@ class Settings:
             words += [f"--{name}", f"{value}"] if value not in (None, "") else []
         switches = ("uniform", "permute", "by_sensitivity")
         words += [f"--{name.replace('_', '-')}" for name in switches if getattr(self, name)]
+        words += [] if self.mirrored else ["--not-mirrored"]
         return shlex.join(words)
 
 
-_GIVEN_WITH_AMOUNTS = ("criterion", "rounds", "recover", "lora", "steps", "minimum_heads", "minimum_neurons")
+_GIVEN_WITH_AMOUNTS = ("rounds", "lora", "steps", "minimum_heads", "minimum_neurons")
 _DEFAULT = {field.name: field.default for field in fields(Settings)}
 _OF_AMOUNTS = ("criterion", "depth_criterion", "ranking", "protect", "rounds", "schedule", "recover")
 _OF_ZEROS = ("pattern", "sparsity", "solver", "allocation", "permute")
 _OF_PICTURES: tuple[str, ...] = ("weights", "mean", "std", "size", "channels", "macs", "minimum_channels")
-_OF_PICTURES += ("multiple_of", "whole", "layer_shares", "by_sensitivity")
+_OF_PICTURES += ("multiple_of", "whole", "layer_shares", "by_sensitivity", "mirrored")
 _OF_TEXTS: tuple[str, ...] = (*KINDS, *COLUMNS, "protect", "minimum_heads", "minimum_neurons", "depth_criterion")
 _OF_TEXTS += ("pattern", "lora", "uniform", "tokens", "max_length")
 _HOW = ("rounds", "schedule", "recover")

@@ -10,6 +10,7 @@ Legend: B pictures, C classes or channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,14 @@ from torch import Tensor, fx
 from paredown.cores import has_bfloat16
 from paredown.errors import BadData
 from paredown.graph import copied, in_training, run_seeing
-from paredown.layers import layers_of
+from paredown.layers import layers_of, macs
 from paredown.recovery._checkpoint import Progress
 from paredown.recovery._learning import learn
 from paredown.tasks.image_classification import ImageData, blended, normalized
 from paredown.types import Array, GraphAnatomy, Plan
 
-BATCH = 128
+BATCH, SMALLEST_BATCH = 128, 16
+MOST_VALUES = 2**30  # between the layers of a batch: four gigabytes in float32, which a training holds at once
 RATE = 0.05  # of SGD with momentum, at its peak
 RATE_ALONE = 0.01  # without hints, where 0.05 undid in twenty minutes the re-fit of cifar10-resnet56
 DECAY = 5e-4
@@ -37,7 +39,10 @@ TEMPERATURE = 2.0
 LEAST = 1e-6  # of a norm: what is dead in the teacher divides nothing by zero
 HINTS = 1000.0  # weight of the relative squared error between the layers; of 10 to 1000 the best there
 MOST_MIXED = 0.5  # of the other picture in a mixture
-HELD = 1000  # pictures at most, a tenth of all, that judge and are not learnt from
+HELD, FEWEST_HELD = 1000, 100  # pictures, a tenth of all at most, that judge and are not learnt from
+HELD_MACS = 2.5e11  # of a judgement, or that of the fewest: seconds on two cores
+
+Hint = tuple[int, Tensor]  # the dimension of the channels, and which of the dense network's are left
 
 
 def train_on_pictures(
@@ -78,15 +83,16 @@ def train_on_pictures(
     _laid_out(teacher, torch.channels_last)
     hints = _hints(small, teacher, anatomy, plan) if anatomy and plan and objective == "distill" else {}
     drawn = np.random.default_rng(seed).permutation(len(data))
-    count = max(1, min(HELD, len(data) // 10))
+    count = max(1, min(HELD, max(FEWEST_HELD, int(HELD_MACS / macs(small))), len(data) // 10))
     learnt = drawn[count:]
-    judged = _judge(teacher, data.take(drawn[:count]), mean, std, objective)
+    batch = _batch(small)
+    judged = _judge(teacher, data.take(drawn[:count]), batch, mean, std, objective)
     trained: dict[str, Tensor] = dict(student.named_parameters())
     trained |= {name: value for name, value in student.named_buffers() if value.is_floating_point()}
 
     def losses(step: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed + step)
-        for chosen in _lessons(len(learnt), seed=seed + step):
+        for chosen in _lessons(len(learnt), batch, seed=seed + step):
             rows = learnt[chosen]
             x = augmented(torch.from_numpy(normalized(data.pixels[rows], mean, std)), generator, mirrored=mirrored)
             if objective == "finetune":
@@ -145,7 +151,7 @@ def _missed(student: fx.GraphModule, x: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def _divergence(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor, hints: Mapping[str, Tensor]) -> Tensor:
+def _divergence(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor, hints: Mapping[str, Hint]) -> Tensor:
     """From the teacher's answers, and of what the layers of `hints` read."""
     x = x.contiguous(memory_format=torch.channels_last)
     with _in_bfloat16():
@@ -154,8 +160,8 @@ def _divergence(student: fx.GraphModule, teacher: fx.GraphModule, x: Tensor, hin
             answers, theirs = _seen(teacher, x, hints)
     log_probabilities, wanted = (F.log_softmax(one.float() / TEMPERATURE, dim=1) for one in (logits, answers))
     loss = F.kl_div(log_probabilities, wanted, log_target=True, reduction="batchmean") * TEMPERATURE**2
-    for name, stay in hints.items():
-        whole, dim = theirs[name], 1 if ours[name].ndim == 4 else -1
+    for name, (dim, stay) in hints.items():
+        whole = theirs[name]
         whole = whole if whole.shape[dim] == len(stay) else whole.index_select(dim, stay)
         error, size = (torch.linalg.vector_norm(one, dtype=torch.float32) for one in (ours[name] - whole, whole))
         loss = loss + HINTS / len(hints) * (error / size.clamp_min(LEAST)).square()
@@ -173,7 +179,7 @@ def _seen(model: fx.GraphModule, x: Tensor, layers: Collection[str]) -> tuple[Te
     return run_seeing(model, x, layers, before), found
 
 
-def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy, plan: Plan) -> dict[str, Tensor]:
+def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy, plan: Plan) -> dict[str, Hint]:
     """Layers by node, each with those of the dense network's channels in its input that are left: layers that read what
     something else reads too, as the residual stream, and the last one. What is read inside a branch may differ: led
     there too, a student of cifar10-resnet56 came less near to the teacher's answers.
@@ -182,7 +188,7 @@ def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy
         {layer.node: layer for layer in layers_of(teacher)},
         {node.name: node for node in teacher.graph.nodes},
     )
-    found: dict[str, Tensor] = {}
+    found: dict[str, Hint] = {}
     seen = set[str]()
     layers = [layer for layer in layers_of(small) if layer.groups == 1]
     for layer in layers:
@@ -190,7 +196,8 @@ def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy
         if read.op != "placeholder" and read.name not in seen and (len(read.users) > 1 or layer is layers[-1]):
             seen.add(read.name)
             size = teacher.get_parameter(layer.weight).shape[1]
-            found[layer.node] = torch.from_numpy(anatomy.kept(plan, layer.weight, 1, size))
+            stay = torch.from_numpy(anatomy.kept(plan, layer.weight, 1, size))
+            found[layer.node] = -1 if layer.kind == "linear" else 1, stay
     return found
 
 
@@ -202,7 +209,12 @@ def _in_bfloat16() -> Any:
 
 
 def _judge(
-    teacher: fx.GraphModule, data: ImageData, mean: tuple[float, ...], std: tuple[float, ...], objective: str
+    teacher: fx.GraphModule,
+    data: ImageData,
+    batch: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    objective: str,
 ) -> Callable[[fx.GraphModule], float]:
     """What judges a network: its mean cross-entropy, or of a distillation the mean divergence from the teacher on
     blended pictures, which the teacher answers once.
@@ -210,8 +222,8 @@ def _judge(
     tuning = objective == "finetune"
 
     def batches() -> Iterator[Tensor]:
-        for start in range(0, len(data), BATCH):
-            pixels = normalized(data.pixels[start : start + BATCH], mean, std)
+        for start in range(0, len(data), batch):
+            pixels = normalized(data.pixels[start : start + batch], mean, std)
             x = torch.from_numpy(pixels if tuning else blended(pixels))
             yield x.contiguous(memory_format=torch.channels_last)
 
@@ -228,9 +240,16 @@ def _judge(
     return judged
 
 
-def _lessons(count: int, *, seed: int) -> Iterator[Array]:
+def _batch(model: fx.GraphModule) -> int:
+    """How many pictures are learnt from at once: fewer where a network makes much of each."""
+    shapes = [node.meta["shape"] for node in model.graph.nodes if node.op == "call_function"]
+    values: int = sum(math.prod(shape[1:]) for shape in shapes if shape and isinstance(shape[0], int))
+    return min(BATCH, max(SMALLEST_BATCH, MOST_VALUES // max(1, values)))
+
+
+def _lessons(count: int, batch: int, *, seed: int) -> Iterator[Array]:
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(count)
-        for start in range(0, max(1, count - BATCH + 1), BATCH):
-            yield order[start : start + BATCH]
+        for start in range(0, max(1, count - batch + 1), batch):
+            yield order[start : start + batch]

@@ -53,7 +53,7 @@ def refit_graph(
     fitted = copied(small)
     layers = {layer.node: layer for layer in layers_of(fitted)}
     left = set(layers if only is None else only)
-    fresh = set[str]()  # nodes whose weights were re-fitted
+    settled = set[str]()  # statistics: those behind a re-fitted layer, and those that were moved
     seen = set[str]()  # weights: those that are used twice are fitted where they are used first
     with torch.no_grad():
         ours, theirs = ([_Run(model, x) for x in pictures] for model in (fitted, teacher))
@@ -63,6 +63,7 @@ def refit_graph(
                 break
             node = own.get(dense.name)
             is_norm = node is not None and node.op == "call_function" and operator_of(node) == "batch_norm"
+            is_norm = is_norm and dense.args[3] is not None  # else it has no statistics of its own
             before = [run.of(dense, 0) for run in theirs] if is_norm else []
             for run in theirs:
                 run.step(dense)
@@ -73,19 +74,20 @@ def refit_graph(
                 if weights and node.name in left and layer.weight not in seen:
                     seen.add(layer.weight)
                     if inputs_of(fitted, layer) <= WIDEST:
-                        fresh.add(node.name)
+                        settled |= {_statistics(norm) for norm in [_behind(dense)] if norm is not dense}
                         weight = fitted.get_parameter(layer.weight)
                         stay = _kept(anatomy, plan, teacher.get_parameter(layer.weight), layer.weight)
                         pairs = [
-                            (a.of(node, 0), _wanted(teacher, (node, a), (dense, b), stay))
+                            (a.of(node, 0), _wanted((fitted, teacher), (node, dense), (a, b), stay))
                             for a, b in zip(ours, theirs, strict=True)
                         ]
                         _refit(fitted, layer, weight, pairs)
                 left.discard(node.name)
                 if progress:
                     progress(1)
-            elif is_norm and statistics and str(node.args[0]) not in fresh:
-                name = str(dense.args[3].target)
+            elif is_norm and statistics and _statistics(dense) not in settled:
+                name = _statistics(dense)
+                settled.add(name)
                 stay = _kept(anatomy, plan, teacher.get_buffer(name), name)
                 _move(fitted, node, [run.of(node, 0) for run in ours], [x.index_select(1, stay) for x in before])
             for run in ours:
@@ -152,31 +154,56 @@ class _Run:
         return found
 
 
-def _wanted(teacher: fx.GraphModule, ours: tuple[fx.Node, _Run], theirs: tuple[fx.Node, _Run], stay: Tensor) -> Tensor:
-    """What a layer is to make: the dense one's outputs that `stay`, and what the shortcut that is added to them behind
-    their norm lacks by now, as far as it can be asked for in front of the norm. Both are nodes of the same name.
+def _wanted(models: Sequence[fx.GraphModule], nodes: Sequence[fx.Node], runs: Sequence[_Run], stay: Tensor) -> Tensor:
+    """What a layer is to make, of (ours, the dense network): the dense one's outputs that `stay`, and what the shortcut
+    that is added to them lacks by now. Where a batch norm is behind, it is asked for what lies in front of our norm.
     """
-    dense = theirs[0]
-    y = theirs[1].value(dense)
-    wanted = y.index_select(1 if operator_of(dense) != "linear" else y.ndim - 1, stay)
-    scale = torch.ones(())
-    behind, norm = _behind(dense)
-    if norm is not None:
-        gamma, var = (tensor_of(teacher, norm.args[place]) for place in (1, 4))
-        epsilon: Any = norm.args[7]
-        scale = (var + epsilon).sqrt() / gamma
-        scale = torch.where(scale.abs() < STEEPEST, scale, 0.0)[stay].reshape(1, -1, *[1] * (y.ndim - 2))
-    other, full = (_added_to(start) for start in (_behind(ours[0])[0], behind))
-    own, whole = (None if one is None else run.get(one) for one, (_, run) in ((other, ours), (full, theirs)))
-    if own is None or whole is None or own.shape != wanted.shape:
-        return wanted
-    return wanted + scale * (whole.index_select(1, stay) - own)
+    y = runs[1].value(nodes[1])
+    dim = y.ndim - 1 if operator_of(nodes[1]) == "linear" else 1
+    wanted = y.index_select(dim, stay)
+    behind = [_behind(node) for node in nodes]
+    normed = all(end is not node for end, node in zip(behind, nodes, strict=True))
+    other, full = (_added_to(end) for end in behind)
+    own, whole = (None if one is None else run.get(one) for one, run in zip((other, full), runs, strict=True))
+    gap = torch.zeros(()) if own is None or whole is None else _gap(own, whole, dim, stay)
+    if not normed:
+        return wanted + gap
+    (scale, shift), (dense_scale, dense_shift) = (_affine(*both) for both in zip(models, behind, strict=True))
+    shape = (1, -1, *[1] * (y.ndim - 2))
+    steep = torch.where(scale.abs() * STEEPEST > 1, 1 / scale, 0.0).reshape(shape)
+    scale, shift, dense_scale, dense_shift = (
+        one.reshape(shape) for one in (scale, shift, dense_scale[stay], dense_shift[stay])
+    )
+    return torch.where(steep == 0, wanted, steep * (dense_scale * wanted + dense_shift - shift + gap))
 
 
-def _behind(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """The last node of a layer with the batch norm behind it, and that norm, if there is one."""
-    after = next(iter(node.users)) if len(node.users) == 1 else None
-    return (node, None) if after is None or operator_of(after) != "batch_norm" else (after, after)
+def _gap(own: Tensor, whole: Tensor, dim: int, stay: Tensor) -> Tensor:
+    """What a shortcut's value lacks of the dense network's same channels, where both have them."""
+    if whole.ndim <= dim or whole.shape[dim] <= int(stay.max()):
+        return own.new_zeros(())
+    whole = whole.index_select(dim, stay)
+    return whole - own if whole.shape == own.shape else own.new_zeros(())
+
+
+def _affine(model: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] of a batch norm that has running statistics."""
+    weight, bias, mean, var = (None if one is None else tensor_of(model, one) for one in norm.args[1:5])
+    assert mean is not None and var is not None
+    epsilon: Any = norm.args[7]
+    scale = (var + epsilon).rsqrt() * (1.0 if weight is None else weight)
+    return scale, -mean * scale + (0.0 if bias is None else bias)
+
+
+def _statistics(norm: fx.Node) -> str:
+    """The name of a batch norm's running mean."""
+    mean: Any = norm.args[3]
+    return str(mean.target)
+
+
+def _behind(node: fx.Node) -> fx.Node:
+    """The batch norm behind a layer, or the layer where there is none that has running statistics."""
+    after = next(iter(node.users)) if len(node.users) == 1 else node
+    return after if operator_of(after) == "batch_norm" and after.args[3] is not None else node
 
 
 def _added_to(node: fx.Node) -> fx.Node | None:

@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import ViTImageProcessor
 
 from paredown.anatomy import describe_graph
 from paredown.errors import UnsupportedModel
 from paredown.graph import from_json, to_json, trace
-from paredown.networks import is_network, load_network
+from paredown.networks import _preprocessing, is_network, load_network
 from paredown.surgery import cut_graph, mask_graph
+from paredown.tasks.image_classification import normalized
 from paredown.types import Plan
 
 CODE = """
@@ -98,7 +101,7 @@ def test_a_folder_of_transformers_is_cut_as_it_is_masked(kind: str, tmp_path: Pa
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
     found = load_network(str(tmp_path))
     assert (found.mean, found.std, found.size) == ((0.5,) * 3, (0.2,) * 3, (64, 64))
-    assert found.labels == ("LABEL_0", "LABEL_1")
+    assert found.labels == ()  # nobody named them
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     traced = trace(found.module.double(), x)
     torch.testing.assert_close(traced(x), found.module(x))
@@ -110,6 +113,17 @@ def test_a_folder_of_transformers_is_cut_as_it_is_masked(kind: str, tmp_path: Pa
     small, masked = cut_graph(traced, anatomy, plan), mask_graph(traced, anatomy, plan)
     torch.testing.assert_close(small(x), masked(x), rtol=1e-9, atol=1e-10)
     assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in traced.parameters())
+
+
+@pytest.mark.parametrize("told", [{}, {"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False}])
+def test_pictures_are_normalized_as_the_preprocessor_does(told: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], **told}))
+    mean, std, _ = _preprocessing(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    processor = ViTImageProcessor(**json.loads(path.read_text()), do_resize=False)
+    wanted = np.stack(processor(list(pixels), return_tensors="np")["pixel_values"])
+    np.testing.assert_allclose(normalized(pixels, mean, std), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_damaged_folder(tmp_path: Path) -> None:

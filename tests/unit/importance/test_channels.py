@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from paredown.anatomy import describe_graph
+from paredown.errors import BadData
 from paredown.graph import trace
 from paredown.importance import score_channels
 
@@ -35,3 +36,12 @@ def test_progress_is_told_of_every_picture() -> None:
     told: list[int] = []
     score_channels(model, describe_graph(model), "fisher", torch.rand(7, 3, 6, 6).split(3), progress=told.append)
     assert told == [3, 3, 1]
+
+
+def test_a_layer_too_wide_to_invert_is_named() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 30 * 30, 3)).eval()
+    x = torch.rand(2, 3, 30, 30)
+    model = trace(module, x)
+    with pytest.raises(BadData, match=r"a layer of 7200: take taylor_gate"):
+        score_channels(model, describe_graph(model), "obs", [x])
+    assert score_channels(model, describe_graph(model), "taylor_gate", [x]).values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +20,11 @@ from paredown.anatomy import describe_graph
 from paredown.errors import BadData, GateFailed, ParedownError, UnsupportedModel
 from paredown.graph import trace
 from paredown.layers import macs
-from paredown.pipeline import _network_table, _networks
+from paredown.pipeline import _network_stopwatch, _network_table, _networks
 from paredown.pipeline._settings import Settings, Silent
+from paredown.pipeline._work import Work
 from paredown.surgery import cut_graph
-from paredown.types import Scores
+from paredown.types import Plan, Scores
 
 SIZE, CLASSES = 12, 4
 
@@ -172,7 +175,10 @@ def test_stopped_and_started_again(
         ({"channels": 0.3, "whole": "nothing"}, ParedownError, "no layer 'nothing'"),
         ({"channels": 0.3, "layer_shares": "stem=x"}, ParedownError, "no share of a layer"),
         ({"channels": 0.3, "recover": "compensate"}, ParedownError, "recover is one of"),
-        ({"channels": 0.3, "macs": 0.5}, ParedownError, "channels or macs"),
+        ({"channels": 0.3, "macs": 0.5}, ParedownError, "leave out macs"),
+        ({"parameters": 0.3, "macs": 0.5}, ParedownError, "macs or parameters, not both"),
+        ({"channels": 0.3, "by_sensitivity": True}, ParedownError, "by_sensitivity goes with"),
+        ({"speedup": 1.2, "layer_shares": "stem=10%"}, ParedownError, "layer_shares goes with"),
         ({"channels": 0.3, "criterion": "nonsense"}, ParedownError, "nonsense"),
         ({"mean": (0.5,)}, BadData, "three numbers"),
     ],
@@ -191,6 +197,42 @@ def test_networks_that_are_no_classifiers(data: Path, tmp_path: Path) -> None:
     few = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
     with pytest.raises(BadData, match="label 3"):
         prune(few, data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["torch", "onnxruntime"])
+def test_a_probe_is_the_network_that_was_handed_in(
+    target: str, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another one was timed before under the same number, or left by a run that was stopped."""
+    model = trace(network, torch.rand(2, 3, SIZE, SIZE))
+    anatomy = describe_graph(model)
+    plans = [
+        Plan(anatomy.fingerprint, anatomy.identity() | {group.name: tuple(range(group.units // share))})
+        for group, share in zip(anatomy.channels[:3], (2, 4, 2), strict=True)
+    ]
+    x = np.random.default_rng(0).random((2, 3, SIZE, SIZE), dtype=np.float32)
+    seen: dict[str, Any] = {}
+
+    def against(self: Any, ways: Any, **_: Any) -> dict[str, float]:
+        for way in ways:
+            module, _, function = way.loader.partition(":")
+            runner = getattr(importlib.import_module(module), function)(way.path, threads=1)
+            seen[way.name] = next(iter(runner.run({"pixel_values": x}).values()))
+            runner.close()
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return {way.name: 1.0 for way in ways}
+
+    monkeypatch.setattr(_network_stopwatch.NetworkStopwatch, "against", against)
+    prepared: Any = SimpleNamespace(together=3, timing=lambda: ([], []))
+    watch = _network_stopwatch.NetworkStopwatch(
+        prepared, Settings("", "", None, "", target=target), Work(tmp_path / "out", "key"), "offline"
+    )
+    for number, plan in enumerate(plans):
+        small = cut_graph(model, anatomy, plan)
+        with contextlib.suppress(KeyboardInterrupt):
+            watch.time({f"{number}": small})
+        np.testing.assert_allclose(seen[f"{number}"], small(torch.from_numpy(x)).detach().numpy(), atol=1e-4)
 
 
 def test_what_is_faster_than_it_need_be_is_planned_again(network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from paredown.anatomy import describe_graph
 from paredown.errors import BadData
-from paredown.graph import copied, in_training, operator_of, trace
+from paredown.graph import copied, in_training, operator_of, tensor_of, trace
 from paredown.layers import layers_of
 from paredown.recovery import _pictures as pictures
 from paredown.recovery import refit_graph, train_on_pictures
@@ -60,6 +60,56 @@ def test_nothing_cut_is_left_as_it_is(name: str, weights: bool) -> None:
         copied(model), teacher=model, anatomy=anatomy, plan=plan, pictures=batches[:1], weights=weights
     )
     assert distance(fitted, model, batches) < 1e-6
+
+
+def test_what_is_asked_for_is_in_terms_of_the_networks_own_norms() -> None:
+    """After a training they are others than the dense network's."""
+    model, _, anatomy, _, batches = halved("cifar-resnet20")
+    plan, trained = Plan(anatomy.fingerprint, anatomy.identity()), copied(model)
+    with torch.no_grad():
+        for norm in [node for node in trained.graph.nodes if operator_of(node) == "batch_norm"]:
+            gamma, beta, mean, var = (tensor_of(trained, one) for one in norm.args[1:5])
+            scale = gamma / (var + norm.args[7]).sqrt()
+            gamma.mul_(2)
+            var.mul_(3)
+            beta.add_(mean * (gamma / (var + norm.args[7]).sqrt() - scale))
+    before = distance(trained, model, batches)
+    fitted = refit_graph(trained, teacher=model, anatomy=anatomy, plan=plan, pictures=batches)
+    assert distance(fitted, model, batches) < 1e-3 * before
+
+
+class Plain(nn.Module):
+    """A norm that only has statistics, one that has none, and linear layers on channels last that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.bare, self.without = nn.BatchNorm2d(12, affine=False), nn.BatchNorm2d(12, track_running_stats=False)
+        self.up, self.down, self.last = nn.Linear(12, 24), nn.Linear(24, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bare(self.one(x)))
+        x = F.relu(x + self.without(self.two(x))).permute(0, 2, 3, 1)
+        x = x + self.down(F.relu(self.up(x)))
+        out: Tensor = self.last(x.mean((1, 2)))
+        return out
+
+
+def test_bare_norms_and_channels_last() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+    model = trace(Plain().eval(), batches[0])
+    anatomy = describe_graph(model)
+    halves = {group.name: tuple(range(0, group.units, 2)) for group in anatomy.channels}
+    plan = Plan(anatomy.fingerprint, {**anatomy.identity(), **halves})
+    small = cut_graph(model, anatomy, plan)
+    fitted = refit_graph(small, teacher=model, anatomy=anatomy, plan=plan, pictures=batches)
+    assert distance(fitted, model, batches) < 0.5 * distance(small, model, batches)
+    masked = mask_graph(model, anatomy, plan)
+    with torch.no_grad():
+        hints = pictures._hints(small, masked, anatomy, plan)
+        assert {node: dim for node, (dim, _) in hints.items()} == {"conv2d_1": 1, "linear": -1, "linear_2": -1}
+        assert float(pictures._divergence(small, masked, batches[0], hints)) < 1e-2 * pictures.HINTS  # in bfloat16
 
 
 class TwoWays(nn.Module):
