@@ -29,7 +29,7 @@ FROZEN = {
     "--speedup --latency-ms --minutes --confidence --target --uniform --tokens --out --config --threads --seed --json "
     "--heads --queries --neurons --layers --sublayers --parameters --criterion --depth-criterion --ranking --protect "
     "--minimum-heads --minimum-neurons --weights --mean --std --size --channels --macs --minimum-channels "
-    "--multiple-of --whole --layer-shares --by-sensitivity "
+    "--multiple-of --whole --layer-shares --by-sensitivity --mirrored "
     "--rounds --schedule --recover --lora --steps",
     "sparsify": "--data --eval --task --text-column --label-column --pair-column --score-column --max-length "
     "--max-drop --sparsity --pattern --solver --allocation --permute --rounds --schedule --recover --steps --minutes "
@@ -149,10 +149,11 @@ def test_prune_hands_every_option_on(fake: Fake) -> None:
         **{"whole": "stem", "layer_shares": "a=50%,b=0"},
     }
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    pictures = ["--mean", ".5,.4,.3", "--std", "1,2,.5", "--size", "224x192", "--by-sensitivity"]
+    pictures = ["--mean", ".5,.4,.3", "--std", "1,2,.5", "--size", "224x192", "--by-sensitivity", "--not-mirrored"]
     assert main([*PRUNE, *words, *pictures, "--uniform"]) == 0
     assert fake.calls[0][:2] == ("prune", ("./model",))
-    said = {"mean": (0.5, 0.4, 0.3), "std": (1.0, 2.0, 0.5), "size": (224, 192), "by_sensitivity": True}
+    said = {"mean": (0.5, 0.4, 0.3), "std": (1.0, 2.0, 0.5), "size": (224, 192)}
+    said |= {"by_sensitivity": True, "mirrored": False}
     assert fake.asked == {**given, **said, "data": "train.csv", "out": "slim", "uniform": True, "latency_ms": None}
 
 
