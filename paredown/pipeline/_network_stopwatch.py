@@ -49,12 +49,11 @@ class NetworkStopwatch:
             part = names[start : start + size]
             shutil.rmtree(folder, ignore_errors=True)  # what a start that was stopped left is of other networks
             folder.mkdir()
-            files = [folder / f"{number}.onnx" for number in range(len(part))]
-            for name, file in zip(part, files, strict=True):
-                self.alternative(models[name], name, file)
+            ways = []
+            for number, name in enumerate(part):
+                ways.append(on_target(self.settings.target, models[name], name, folder / f"{number}.onnx"))
                 if progress:
                     progress.advance(0.5)
-            ways = [self.alternative(models[name], name, file) for name, file in zip(part, files, strict=True)]
             found |= self.against(ways, rounds=rounds)
             if progress:
                 progress.advance(0.5 * len(part))
@@ -64,7 +63,7 @@ class NetworkStopwatch:
     def against(self, alternatives: Sequence[Alternative], *, rounds: int = ROUNDS) -> dict[str, float]:
         """The same of alternatives that are there."""
         file = self.work.file("dense.onnx", lambda path: export_graph(self.prepared.model, path))
-        dense = self.alternative(self.prepared.model, "dense, as it is", file)
+        dense = on_target(self.settings.target, self.prepared.model, "dense, as it is", file)
         timings = measure(
             [dense, *alternatives],
             self._batches,
@@ -78,16 +77,14 @@ class NetworkStopwatch:
         ratios = {one.name: np.median(self._seconds(timings[one.name]) / reference) for one in alternatives}
         return {name: float(ratio) * self.dense for name, ratio in ratios.items()}
 
-    def alternative(self, model: fx.GraphModule, name: str, file: Path) -> Alternative:
-        """A graph as a worker runs it on the target, its file written unless it is there."""
-        return on_target(self.settings.target, model, name, file)
-
     def _seconds(self, timing: Timing) -> Any:
         return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1) / 1e3
 
 
 def on_target(target: str, model: fx.GraphModule, name: str, file: Path) -> Alternative:
-    """A graph as a worker runs it: an ONNX file, or for torch a folder with the graph and its tensors."""
+    """A graph as a worker runs it: an ONNX file, or for torch a folder with the graph and its tensors, each
+    written unless it is there.
+    """
     if target == "torch":
         folder = file.with_suffix("")
         if not (folder / _loaders.GRAPH_FILE).exists():

@@ -184,10 +184,8 @@ def _hints(small: fx.GraphModule, teacher: fx.GraphModule, anatomy: GraphAnatomy
     something else reads too, as the residual stream, and the last one. What is read inside a branch may differ: led
     there too, a student of cifar10-resnet56 came less near to the teacher's answers.
     """
-    whole, nodes = (
-        {layer.node: layer for layer in layers_of(teacher)},
-        {node.name: node for node in teacher.graph.nodes},
-    )
+    whole = {layer.node: layer for layer in layers_of(teacher)}
+    nodes = {node.name: node for node in teacher.graph.nodes}
     found: dict[str, Hint] = {}
     seen = set[str]()
     layers = [layer for layer in layers_of(small) if layer.groups == 1]
@@ -228,14 +226,14 @@ def _judge(
             yield x.contiguous(memory_format=torch.channels_last)
 
     with torch.inference_mode():
-        known = [] if tuning else [F.log_softmax(teacher(x), dim=1) for x in batches()]
+        known = None if tuning else torch.cat([F.log_softmax(teacher(x), dim=1) for x in batches()])
 
     def judged(model: fx.GraphModule) -> float:
         with torch.inference_mode():
             ours = torch.cat([F.log_softmax(model(x), dim=1) for x in batches()])
-            if tuning:
+            if known is None:
                 return float(F.nll_loss(ours, torch.from_numpy(data.labels)))
-            return float(F.kl_div(ours, torch.cat(known), log_target=True, reduction="batchmean"))
+            return float(F.kl_div(ours, known, log_target=True, reduction="batchmean"))
 
     return judged
 

@@ -169,12 +169,12 @@ def _wanted(models: Sequence[fx.GraphModule], nodes: Sequence[fx.Node], runs: Se
     if not normed:
         return wanted + gap
     (scale, shift), (dense_scale, dense_shift) = (_affine(*both) for both in zip(models, behind, strict=True))
-    shape = (1, -1, *[1] * (y.ndim - 2))
-    steep = torch.where(scale.abs() * STEEPEST > 1, 1 / scale, 0.0).reshape(shape)
-    scale, shift, dense_scale, dense_shift = (
-        one.reshape(shape) for one in (scale, shift, dense_scale[stay], dense_shift[stay])
-    )
-    return torch.where(steep == 0, wanted, steep * (dense_scale * wanted + dense_shift - shift + gap))
+    flat, shape = scale.abs() * STEEPEST <= 1, (1, -1, *[1] * (y.ndim - 2))
+    back = torch.where(flat, 0.0, 1 / scale)  # from behind our norm to in front of it
+    ratio = torch.where(flat, 1.0, dense_scale[stay] * back)
+    offset = (dense_shift[stay] - shift) * back
+    ratio, offset, back = (one.reshape(shape) for one in (ratio, offset, back))
+    return ratio * wanted + offset + back * gap
 
 
 def _gap(own: Tensor, whole: Tensor, dim: int, stay: Tensor) -> Tensor:
