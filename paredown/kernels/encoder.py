@@ -293,11 +293,13 @@ def _gathered(x, qkv, starts, heads, size):
 
 
 @njit(parallel=True, **JIT)
-def forward(room, weights, starts, counts, size, activation, epsilon, first_only, bias):
+def forward(room, weights, starts, counts, size, activation, constants, first_only, bias):
     """The stream behind the last layer, in the memory of `room.x`; with `first_only` that of the first token of every
     text alone, token b for text b.
 
-    `starts`, `counts` [B]: where a text's tokens lie; `size` of a head; `bias` [H, T, T], or empty.
+    `starts`, `counts` [B]: where a text's tokens lie; `size` of a head; `constants` [2] of layer norm: one over the
+    width, epsilon; `bias` [H, T, T], or empty. All of it is read by its address and therefore the caller's to hold: an
+    array made in here would be given back as soon as its address is taken.
     """
     x, y, qkv, mid, scratch = room
     matrices, table, index, values, layers, biased = weights
@@ -307,7 +309,6 @@ def forward(room, weights, starts, counts, size, activation, epsilon, first_only
     ia, va = index.ctypes.data, values.ctypes.data
     xa, ya, qa, ma = x.ctypes.data, y.ctypes.data, qkv.ctypes.data, mid.ctypes.data
     stream, qstride, mstride = width * step, qkv.shape[1] * step, mid.shape[1] * step
-    constants = np.array([1.0 / width, epsilon], dtype=np.float32)
     ca = constants.ctypes.data
     threads = scratch.shape[0]
     for number in range(layers.shape[0]):

@@ -74,6 +74,7 @@ class _SparseRunner:
         self._widest, self._middle = (
             max(4, int(outputs[self._weights.layers[:, part]].max())) for part in (kernels.QKV, kernels.UP)
         )
+        self._norm_constants = np.array([1 / width, self._common.epsilon], dtype=np.float32)
         self._rooms: dict[tuple[int, ...], Any] = {}
         self._tried: dict[tuple[int, int], dict[int, list[float]]] = {}
 
@@ -110,8 +111,8 @@ class _SparseRunner:
             kernels.use_threads(threads)
             room = self._room(panels, panel, int(counts.max()), threads)
             kernels.packed(stream, starts, counts, room.x)
-            sizes = (common.head_dim, self._activation, common.epsilon, common.first_row)
-            kernels.forward(room, self._weights, starts, counts, *sizes, bias)
+            form = (common.head_dim, self._activation, self._norm_constants, common.first_row)
+            kernels.forward(room, self._weights, starts, counts, *form, bias)
             kernels.pooled(room.x, starts, counts, common.first_row, out)
             tried.append(time.perf_counter() - begun)
         return out
