@@ -19,12 +19,13 @@ from paredown.models import silenced
 
 IMAGE_CLASSIFICATION = "image-classification"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # means and deviations that most networks were trained with
+CONVNEXT_WHOLE = 384  # the edge from which ConvNeXt's preprocessor, which ResNets have too, crops nothing (`crop_pct`)
 
 
 @dataclass(frozen=True)
 class LoadedNetwork:
     """A network in eval mode; pictures are normalized with `mean` and `std`, and have the `size` (height, width), where
-    either is known.
+    either is known. `middle` is the share of a picture's shorter side that is looked at, the rest being border.
     """
 
     source: str
@@ -33,6 +34,7 @@ class LoadedNetwork:
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     labels: tuple[str, ...] = ()
+    middle: float = 1.0
 
 
 def is_network(name: str, task: str | None = None) -> bool:
@@ -128,29 +130,39 @@ def _of_transformers(folder: Path) -> LoadedNetwork:
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
-    mean, std, size = _preprocessing(folder / "preprocessor_config.json")
+    told = _preprocessing(folder / "preprocessor_config.json")
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     names = () if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names  # nobody named them
-    return LoadedNetwork(str(folder), _Logits(model.eval()).eval(), mean, std, size, names)
+    return LoadedNetwork(str(folder), _Logits(model.eval()).eval(), labels=names, **told)
 
 
-def _preprocessing(path: Path) -> tuple[Any, Any, tuple[int, int] | None]:
-    """What the model's preprocessor says, None for what it does not say."""
+def _preprocessing(path: Path) -> dict[str, Any]:
+    """The `mean`, `std`, `size` and `middle` of a model's preprocessor; what it does not say is left out."""
     if not path.is_file():
-        return None, None, None
+        return {}
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        size = told.get("crop_size") or told.get("size")
-        if isinstance(size, dict):
-            edge = size.get("shortest_edge")
-            size = (size.get("height", edge), size.get("width", edge))
-        elif isinstance(size, int):
-            size = (size, size)
+        cropped = told.get("do_center_crop", True)
+        size, crop = _size(told.get("size")), _size(told.get("crop_size")) if cropped else None
+        middle = 1.0
+        if size and crop:
+            middle = min(1.0, min(crop) / min(size))
+        elif size and told.get("crop_pct") and min(size) < CONVNEXT_WHOLE:
+            middle = float(told["crop_pct"])
         mean, std = (tuple(map(float, told[key])) if told.get(key) else None for key in ("image_mean", "image_std"))
         if not told.get("do_normalize", True):
             mean, std = (0.0,) * 3, (1.0,) * 3
         largest = 255 * float(told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 1.0)
         mean, std = (one and tuple(value / largest for value in one) for one in (mean, std))  # of pixels from 0 to 1
-        return mean, std, size
+        return {"mean": mean, "std": std, "size": crop or size, "middle": middle}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"{path} cannot be read: {error}") from None
+
+
+def _size(told: Any) -> tuple[int, int] | None:
+    """(height, width) of what a preprocessor calls a size: a number, or a dictionary of one edge or of both."""
+    if isinstance(told, dict):
+        edge = told.get("shortest_edge")
+        height, width = told.get("height", edge), told.get("width", edge)
+        return None if height is None or width is None else (int(height), int(width))
+    return None if told is None else (int(told), int(told))

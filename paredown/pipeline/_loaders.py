@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from paredown.types import Array, Plan, Runner
@@ -15,8 +13,7 @@ ONNX = "paredown.targets.onnxruntime:load"
 OPENVINO = "paredown.targets.openvino:load"
 STOCK = "paredown.pipeline._loaders:stock_torch"
 CUT = "paredown.pipeline._loaders:cut_torch"
-GRAPH = "paredown.pipeline._loaders:graph_torch"
-GRAPH_FILE = "graph.json"
+GRAPH = "paredown.targets:load_graph"
 TORCH = "paredown.bundle:torch_runner"
 EMBEDDER = "paredown.pipeline._loaders:embedder"
 WITH_OWN_INPUTS = "paredown.pipeline._loaders:with_own_inputs"
@@ -78,30 +75,6 @@ def cut_torch(
     learnt = load_file(tensors) if tensors is not None else {}
     packed = Packed(Encoder(small, anatomy.layout), TokenPolicy.from_json(policy), learnt)
     return load_encoder(packed, threads=threads, precision=precision)
-
-
-def save_graph(model: Any, folder: Path) -> None:
-    """A traced network in a folder, for `graph_torch`."""
-    from safetensors.torch import save_file
-
-    from paredown.files import replacing
-    from paredown.graph import to_json
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state_of(model), folder / "model.safetensors")
-    with replacing(folder / GRAPH_FILE) as beside:  # written last: where it is, the folder is whole
-        beside.write_text(json.dumps(to_json(model)))
-
-
-def graph_torch(path: str, *, threads: int) -> Runner:
-    """The network that `save_graph` wrote, on torch."""
-    from safetensors.torch import load_file
-
-    from paredown.graph import from_json
-    from paredown.targets import graph_runner
-
-    nodes = json.loads((Path(path) / GRAPH_FILE).read_text())
-    return graph_runner(from_json(nodes, load_file(Path(path) / "model.safetensors")), threads=threads)
 
 
 def embedder(path: str, *, threads: int) -> Runner:

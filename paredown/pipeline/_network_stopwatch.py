@@ -15,7 +15,7 @@ from paredown.pipeline import _loaders
 from paredown.pipeline._networks import Pictured
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._work import Work
-from paredown.targets import export_graph
+from paredown.targets import export_graph, save_graph
 from paredown.validation.timing import Alternative, Timing, measure
 
 ROUNDS = 5  # of timing a table
@@ -86,10 +86,7 @@ def on_target(target: str, model: fx.GraphModule, name: str, file: Path) -> Alte
     written unless it is there.
     """
     if target == "torch":
-        folder = file.with_suffix("")
-        if not (folder / _loaders.GRAPH_FILE).exists():
-            _loaders.save_graph(model, folder)
-        return Alternative(name, _loaders.GRAPH, str(folder))
+        return Alternative(name, _loaders.GRAPH, str(save_graph(model, file.with_suffix(""))))
     if not file.exists():
         export_graph(model, file)
     return Alternative(name, _loaders.ONNX if target == "onnxruntime" else _loaders.OPENVINO, str(file))

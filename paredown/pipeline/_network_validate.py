@@ -64,7 +64,7 @@ def validate_network(
     dense = trace(loaded.module, torch.zeros(2, 3, *size))
     if describe_graph(dense).fingerprint != opened.plan.fingerprint:
         raise FingerprintMismatch(f"{source} is not the network that {opened.folder} was made from.")
-    data = named_alike(task.load(eval, part="test", size=size), loaded)
+    data = named_alike(task.load(eval, part="test", size=size, middle=loaded.middle), loaded)
     progress.stage("Comparing answers")
     mean, std = manifest["mean"], manifest["std"]
     runner = opened.runner(threads=threads)

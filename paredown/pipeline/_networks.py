@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ BATCH = 64  # pictures of a batch
 TIMED_MACS = 1.6e10  # of an Offline pass: a fifth of a second on two cores
 TIMED_SINGLES = 24
 SCORED_MACS, MOST_SCORED = 1.6e11, 2048  # of the calibration pictures that score and re-fit; at least a batch of them
+IN_ORDER = "The folders, whose names the network does not know, are taken for its classes in alphabetical order."
 JUDGED_MACS, FEWEST_JUDGED = 4e13, 400  # of the pictures that judge a candidate
 
 
@@ -124,8 +125,9 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
     """Reads and checks all input. Raises UnsupportedModel or BadData before any long work has begun."""
     loaded = given or load_network(settings.model, weights=settings.weights)
     size = settings.size if settings.size is not None else loaded.size
-    data = task.load(settings.data, part="train", size=size)
-    evaluation = task.load(settings.eval, part="test", size=size or data.pixels.shape[1:3]) if settings.eval else None
+    look = partial(task.load, middle=loaded.middle)
+    data = look(settings.data, part="train", size=size)
+    evaluation = look(settings.eval, part="test", size=size or data.pixels.shape[1:3]) if settings.eval else None
     data = named_alike(data, loaded)
     evaluation = None if evaluation is None else named_alike(evaluation, loaded)
     splits = task.split(data, evaluation, seed=settings.seed)
@@ -157,10 +159,16 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
 
 
 def named_alike(data: ImageData, loaded: LoadedNetwork) -> ImageData:
-    """The pictures with labels as the network numbers its classes, where both have names."""
+    """The pictures with labels as the network numbers its classes, where both have names.
+
+    Folders of which none has a name of the network's, and that are as many as its classes, are its classes in
+    alphabetical order: so are ImageNet's, which are named by WordNet's numbers.
+    """
     if not data.classes or not loaded.labels or data.classes == loaded.labels:
         return data
     strange = [name for name in data.classes if name not in loaded.labels]
+    if len(strange) == len(data.classes) == len(loaded.labels):
+        return replace(data, classes=loaded.labels, notes=(*data.notes, IN_ORDER))
     if strange:
         known = ", ".join(loaded.labels[:5])
         raise BadData(f"the class {strange[0]!r} is none of the network's {len(loaded.labels)}: {known}, ...")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from paredown.errors import ParedownError
 from paredown.targets._graph import INPUT as PICTURES
-from paredown.targets._graph import export_graph, graph_runner
+from paredown.targets._graph import export_graph, graph_runner, load_graph, save_graph
 from paredown.targets._stock import export_stock, stock_runner
 
 if TYPE_CHECKING:
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from paredown.types import Anatomy
 
-__all__ = ["PICTURES", "export", "export_graph", "export_stock", "graph_runner", "stock_runner"]
+__all__ = [
+    "PICTURES",
+    "export",
+    "export_graph",
+    "export_stock",
+    "graph_runner",
+    "load_graph",
+    "save_graph",
+    "stock_runner",
+]
 
 
 def export(model: nn.Module, anatomy: Anatomy, *, target: str, folder: str | Path) -> Path:

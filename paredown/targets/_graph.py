@@ -1,7 +1,8 @@
-"""A traced network as an ONNX file, and on torch: pictures `pixel_values` [B, 3, H, W] in, `logits` [B, C] out."""
+"""A traced network as an ONNX file, as a folder, and on torch: pictures [B, 3, H, W] in, logits [B, C] out."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import fx
 
 INPUT, OUTPUT = "pixel_values", "logits"
+NODES, WEIGHTS = "graph.json", "model.safetensors"  # files of a folder
 
 
 def export_graph(model: fx.GraphModule, path: Path) -> Path:
@@ -77,3 +79,28 @@ def graph_runner(model: fx.GraphModule, *, threads: int) -> Runner:
     torch.set_num_threads(threads)
     runner: Any = _GraphRunner(model.eval())
     return runner  # type: ignore[no-any-return]
+
+
+def save_graph(model: fx.GraphModule, folder: Path) -> Path:
+    """The folder that `load_graph` reads; one that is whole is left as it is."""
+    from safetensors.torch import save_file
+
+    from paredown.graph import to_json
+
+    if not (folder / NODES).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+        save_file(tensors, folder / WEIGHTS)
+        with replacing(folder / NODES) as beside:  # written last: where it is, the folder is whole
+            beside.write_text(json.dumps(to_json(model)))
+    return folder
+
+
+def load_graph(path: str, *, threads: int) -> Runner:
+    """A runner of the network that `save_graph` wrote, on plain torch."""
+    from safetensors.torch import load_file
+
+    from paredown.graph import from_json
+
+    nodes = json.loads((Path(path) / NODES).read_text())
+    return graph_runner(from_json(nodes, load_file(Path(path) / WEIGHTS)), threads=threads)

@@ -51,16 +51,19 @@ class ImageSplits:
     notes: tuple[str, ...] = ()
 
 
-def load(path: str | Path, *, part: str = "train", size: tuple[int, int] | None = None) -> ImageData:
+def load(
+    path: str | Path, *, part: str = "train", size: tuple[int, int] | None = None, middle: float = 1.0
+) -> ImageData:
     """The pictures of an NPZ archive (`x_train y_train x_test y_test`, or `x y`), or of a folder with one per class.
 
     `part` is "train" or "test"; a folder may hold both (`train/`, `test/` or `val/`), else all of it is meant. Pictures
-    of a folder are scaled and cropped in their middle to `size` (height, width), or to that of the first one; those of
-    an archive are as they are. Raises BadData that names what is wrong, MissingExtra where Pillow is needed.
+    of a folder are scaled and cropped in their middle to `size` (height, width), or to that of the first one, so that
+    the `middle` of their shorter side is left; those of an archive are as they are. Raises BadData that names what is
+    wrong, MissingExtra where Pillow is needed.
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        return _folder(place, part, size)
+        return _folder(place, part, size, middle)
     if not place.is_file():
         raise BadData(f"there is no file or folder {place}")
     return _archive(place, part, size)
@@ -98,13 +101,13 @@ def _archive(path: Path, part: str, size: tuple[int, int] | None) -> ImageData:
     return ImageData(pixels, labels.astype(np.int64))
 
 
-def _folder(place: Path, part: str, size: tuple[int, int] | None) -> ImageData:
+def _folder(place: Path, part: str, size: tuple[int, int] | None, middle: float) -> ImageData:
     inside = next((place / name for name in PARTS[part] if (place / name).is_dir()), place)
     folders = sorted(path for path in inside.iterdir() if path.is_dir() and not path.name.startswith("."))
     listed = [(number, file) for number, folder in enumerate(folders) for file in _pictures(folder)]
     if not listed:
         raise BadData(f"{inside} holds no folder per class with pictures in it ({', '.join(ENDINGS)}).")
-    opened = _opener()
+    opened = _opener((1 - middle) / 2)
     pixels, notes = [], []
     for _, file in listed:
         picture = opened(file, size)
@@ -121,7 +124,8 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
 
 
-def _opener() -> Any:
+def _opener(border: float) -> Any:
+    """What opens a picture at a size, without `border` of it at each edge. Raises MissingExtra."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -132,7 +136,7 @@ def _opener() -> Any:
             with Image.open(file) as picture:
                 plain = picture.convert("RGB")
                 if size is not None:
-                    plain = ImageOps.fit(plain, (size[1], size[0]), Image.Resampling.BILINEAR)
+                    plain = ImageOps.fit(plain, (size[1], size[0]), Image.Resampling.BILINEAR, bleed=border)
                 return np.asarray(plain)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise BadData(f"{file} cannot be read as a picture: {error}") from None

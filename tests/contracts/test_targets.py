@@ -15,8 +15,10 @@ import torch
 from paredown import registry
 from paredown.anatomy import describe
 from paredown.encoder import Encoder
+from paredown.network import network
 from paredown.surgery import cut
-from paredown.targets import onnxruntime, openvino
+from paredown.targets import export_stock, onnxruntime, openvino
+from paredown.targets._stock import stock_forward
 from paredown.types import Limits, Plan, Runner
 from paredown.validation import parity
 from tests.contracts.families import FAMILIES, VOCABULARY, tiny
@@ -68,6 +70,26 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
         return done[family, task]
 
     return get
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("bert", "text-classification"), ("mpnet", "text-embedding"), ("llama", "causal-lm")]
+)
+def test_a_dense_model_is_exported_as_transformers_runs_it(family: str, task: str, tmp_path: Path) -> None:
+    """What speed-ups are measured against: the model's own forward pass, which knows nothing of Paredown."""
+    model = tiny(family, task, max_position_embeddings=80)
+    dense = network(model, describe(model, task=task).layout)
+    path = export_stock(dense, tmp_path / "stock.onnx")
+    for shape in ((1, 3), (5, 41)):
+        ids = torch.randint(5, VOCABULARY, shape)
+        whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        inputs = {name: whole[name] for name in dense.input_names}
+        with torch.inference_mode():
+            wanted = stock_forward(dense, inputs).numpy()
+        runner = onnxruntime.load(str(path), threads=1)
+        (got,) = runner.run({name: value.numpy() for name, value in inputs.items()}).values()
+        runner.close()
+        np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
 
 
 def runner_of(target: str, encoder: Encoder, files: dict[str, Path]) -> Runner:

@@ -18,10 +18,10 @@ def run(**about: Any) -> dict[int, dict[str, Any]]:
     return {row["shots"]: row for row in facts["rows"]}
 
 
-def test_banking77(assets: Path) -> None:
+def test_banking77(banking77: Any) -> None:
     """By hand: 52.5, 76.5 and 83.8 % for 1, 5 and 10 shots, of three draws on other texts."""
-    data = assets / "data" / "banking77"
-    rows = run(data=data / "train.csv", eval=data / "test.csv", shots=(1, 5, 10), seeds=2)
+    train, test = banking77(1, 3)
+    rows = run(data=train, eval=test, shots=(1, 5, 10), seeds=2)
     assert rows[1]["accuracy"]["value"] == pytest.approx(0.53, abs=0.05)
     assert rows[5]["accuracy"]["value"] == pytest.approx(0.78, abs=0.04)
     assert rows[10]["accuracy"]["value"] == pytest.approx(0.85, abs=0.03)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-CHARACTERS = 400_000  # of the stories: enough to score with, and judged within a minute
+CHARACTERS = 200_000  # of the stories: enough to score with, and soon judged
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ import paredown
 
 
 @pytest.fixture(scope="module")
-def run(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def run(assets: Path, banking77: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("real") / "slim"
-    data = assets / "data" / "banking77"
+    train, test = banking77(4, 2)
     command = [sys.executable, "-m", "paredown", "prune", str(assets / "models" / "minilm-banking77")]
-    command += ["--data", str(data / "train.csv"), "--eval", str(data / "test.csv"), "--max-drop", "2%"]
+    command += ["--data", str(train), "--eval", str(test), "--max-drop", "2%"]
     command += ["--minutes", "0", "--out", str(out), "--json"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -46,14 +46,14 @@ def test_the_published_order(tale: Any, name: str, share: float) -> None:
     assert 4 < found["alps"] <= found["sparsegpt"] < found["wanda"] < found["magnitude"], found
 
 
-def test_a_classifier_with_zeros_through_the_public_command(assets: Path, tmp_path: Path) -> None:
+def test_a_classifier_with_zeros_through_the_public_command(assets: Path, banking77: Any, tmp_path: Path) -> None:
     """70 % zeros by SparseGPT without training lose little, run on our own engine, and make the file smaller.
 
     Two CPUs lost 3.8 and 4.7 points: sums rounded otherwise settle other weights. Wanda loses 14, magnitude 33.
     """
-    data = assets / "data/banking77"
+    train, test = banking77(4, 2)
     command = [sys.executable, "-m", "paredown", "sparsify", str(assets / "models/minilm-banking77")]
-    command += ["--data", str(data / "train.csv"), "--eval", str(data / "test.csv"), "--sparsity", "70%"]
+    command += ["--data", str(train), "--eval", str(test), "--sparsity", "70%"]
     command += ["--minutes", "0", "--out", str(tmp_path / "slim"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -81,16 +81,10 @@ def test_a_graph_of_half_the_tokens_is_faster_and_answers_as_torch_does(
     assert min(times[0]) > 1.3 * min(times[1])
 
 
-def test_the_learned_gate_beats_norms_on_a_classifier(assets: Path, tmp_path: Path) -> None:
-    data = {}
-    for name, every in (("train", 8), ("test", 4)):
-        with open(assets / f"data/banking77/{name}.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-        data[name] = tmp_path / f"{name}.csv"
-        with data[name].open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([rows[0], *rows[1::every]])
+def test_the_learned_gate_beats_norms_on_a_classifier(assets: Path, banking77: Any) -> None:
+    train, test = banking77(16, 4)
     command = [sys.executable, "-m", "paredown", "tokens", "sweep", str(assets / "models/minilm-banking77"), "--json"]
-    command += ["--data", str(data["train"]), "--eval", str(data["test"]), "--keep", "0.6"]
+    command += ["--data", str(train), "--eval", str(test), "--keep", "0.6"]
     command += ["--after", "33%", "--scorers", "learned,norm"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import fx, nn
 from transformers import ViTImageProcessor
 
 from paredown.anatomy import describe_graph
@@ -22,7 +22,7 @@ from paredown.tasks.image_classification import normalized
 from paredown.types import Plan
 
 CODE = """
-from torch import nn
+from torch import fx, nn
 def small():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
 def number():
@@ -75,6 +75,27 @@ def test_what_is_no_network_is_said(mine: Path, name: str, weights: str | None, 
         load_network(name, weights=None if weights is None else mine / weights)
 
 
+def test_what_export_cannot_follow_is_traced_by_fx(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_graphs_alone(module: nn.Module, *told: Any, own: Any = torch.export.export, **options: Any) -> Any:
+        if not isinstance(module, fx.GraphModule):
+            raise RuntimeError("cannot follow this")
+        return own(module, *told, **options)
+
+    monkeypatch.setattr(torch.export, "export", of_graphs_alone)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)).eval()
+    x = torch.randn(3, 3, 8, 8)
+    graph = trace(module, x[:2])
+    torch.testing.assert_close(graph(x), module(x))
+    assert dict(graph.named_parameters()).keys() == dict(module.named_parameters()).keys()
+
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    with pytest.raises(UnsupportedModel, match="Branching cannot be traced: cannot follow this"):
+        trace(Branching(), x)
+
+
 def config_of(kind: str) -> Any:
     from transformers import ConvNextConfig, MobileNetV2Config, RegNetConfig, ResNetConfig
 
@@ -98,9 +119,10 @@ def test_a_folder_of_transformers_is_cut_as_it_is_masked(kind: str, tmp_path: Pa
             module.running_mean.normal_()  # type: ignore[union-attr]
     model.save_pretrained(tmp_path)
     told = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "size": {"shortest_edge": 64}}
+    told["crop_pct"] = 0.875
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
     found = load_network(str(tmp_path))
-    assert (found.mean, found.std, found.size) == ((0.5,) * 3, (0.2,) * 3, (64, 64))
+    assert (found.mean, found.std, found.size, found.middle) == ((0.5,) * 3, (0.2,) * 3, (64, 64), 0.875)
     assert found.labels == ()  # nobody named them
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     traced = trace(found.module.double(), x)
@@ -119,11 +141,32 @@ def test_a_folder_of_transformers_is_cut_as_it_is_masked(kind: str, tmp_path: Pa
 def test_pictures_are_normalized_as_the_preprocessor_does(told: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], **told}))
-    mean, std, _ = _preprocessing(path)
+    found = _preprocessing(path)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     processor = ViTImageProcessor(**json.loads(path.read_text()), do_resize=False)
     wanted = np.stack(processor(list(pixels), return_tensors="np")["pixel_values"])
-    np.testing.assert_allclose(normalized(pixels, mean, std), wanted, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(normalized(pixels, found["mean"], found["std"]), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("told", "size", "middle"),
+    [
+        ({}, None, 1.0),
+        ({"size": 24}, (24, 24), 1.0),
+        ({"size": {"height": 24, "width": 32}}, (24, 32), 1.0),
+        ({"size": {"shortest_edge": 32}, "crop_size": {"height": 24, "width": 24}}, (24, 24), 0.75),
+        ({"size": {"shortest_edge": 32}, "crop_size": 24, "do_center_crop": False}, (32, 32), 1.0),
+        ({"size": {"shortest_edge": 28}, "crop_pct": 0.875}, (28, 28), 0.875),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, (384, 384), 1.0),
+    ],
+)
+def test_pictures_are_cropped_as_the_preprocessor_does(
+    told: dict[str, Any], size: tuple[int, int] | None, middle: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(told))
+    found = _preprocessing(path)
+    assert (found["size"], found["middle"]) == (size, middle)
 
 
 def test_a_damaged_folder(tmp_path: Path) -> None:

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from paredown.encoder import Encoder
+from paredown.files import replacing
 from paredown.models import load_model
+from paredown.pipeline import _candidates, _fewshot, _policies, _validate
 from paredown.pipeline._prepare import describe_loaded, outputs_of
+from paredown.targets import export_stock
 from paredown.tasks import tokenize
 from tests.contracts.families import LABELS, save, tiny, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _dense_models_are_exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Torch's exporter takes seconds, and nearly every test here prunes the same model. What it writes is tested where
+    it is written, in tests/contracts.
+    """
+    made, folder = dict[str, Path](), tmp_path_factory.mktemp("exported")
+
+    def once(encoder: Any, path: Path) -> Path:
+        digest = hashlib.sha256(repr((type(encoder), encoder.layout, encoder.model.config, encoder.model)).encode())
+        for name, tensor in encoder.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        key = digest.hexdigest()
+        if key not in made:
+            made[key] = export_stock(encoder, folder / f"{key}.onnx")
+        with replacing(Path(path)) as beside:
+            shutil.copyfile(made[key], beside)
+        return Path(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_candidates, _fewshot, _policies, _validate):
+            patch.setattr(module, "export_stock", once)
+        yield
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,12 @@ from paredown.anatomy import describe_graph
 from paredown.errors import BadData, GateFailed, ParedownError, UnsupportedModel
 from paredown.graph import trace
 from paredown.layers import macs
+from paredown.networks import LoadedNetwork
 from paredown.pipeline import _network_stopwatch, _network_table, _networks
 from paredown.pipeline._settings import Settings, Silent
 from paredown.pipeline._work import Work
 from paredown.surgery import cut_graph
+from paredown.tasks.image_classification import ImageData
 from paredown.types import Plan, Scores
 
 SIZE, CLASSES = 12, 4
@@ -89,6 +92,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prune(network: nn.Module, data: Path, out: Path, **more: Any) -> Any:
     how = {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0), "minutes": 0.0, "threads": 1, **more}
     return paredown.prune(network, data=data, eval=data, out=out, **how)
+
+
+def test_folders_are_matched_with_the_networks_classes() -> None:
+    loaded = LoadedNetwork("net", Net(), labels=("cat", "dog", "hen"))
+    data = ImageData(np.zeros((3, 4, 4, 3), np.uint8), np.arange(3), ("dog", "hen"))
+    assert _networks.named_alike(replace(data, labels=np.array([0, 1, 0])), loaded).labels.tolist() == [1, 2, 1]
+    found = _networks.named_alike(replace(data, classes=("n01", "n02", "n03")), loaded)
+    assert found.labels.tolist() == [0, 1, 2] and found.classes == loaded.labels and "alphabetical" in found.notes[0]
+    with pytest.raises(BadData, match="the class 'n01' is none of the network's 3"):
+        _networks.named_alike(replace(data, classes=("cat", "dog", "n01")), loaded)
 
 
 def test_the_fastest_that_is_as_good(network: nn.Module, data: Path, tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
         task.load(tmp_path)
 
 
+def test_the_middle_of_a_larger_picture_is_taken(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "cat").mkdir()
+    picture = pictures(1, size=32)[0]
+    image.fromarray(picture).save(tmp_path / "cat" / "0.png")
+    found = task.load(tmp_path, size=(24, 24), middle=0.75)
+    np.testing.assert_array_equal(found.pixels[0], picture[4:28, 4:28])
+
+
 def test_splits_are_disjoint_and_in_proportion() -> None:
     x, y = pictures(200), np.arange(200) % 4
     x[150:160] = x[0:10]  # ten pictures twice
