@@ -18,7 +18,8 @@ from paredown.pipeline._work import Work
 from paredown.targets import export_graph, save_graph
 from paredown.validation.timing import Alternative, Timing, measure
 
-ROUNDS = 5  # of timing a table
+ROUNDS = 25  # at most; fewer where they would take longer than the seconds that each alternative has
+SECONDS = 1.5  # of timing each: what a part saves is a few per cent of a pass, and each pass is as far off as that
 
 
 @dataclass
@@ -40,9 +41,11 @@ class NetworkStopwatch:
         self._singles = singles if self.metric == "single" else []
 
     def time(
-        self, models: Mapping[str, fx.GraphModule], *, rounds: int = ROUNDS, progress: Progress | None = None
+        self, models: Mapping[str, fx.GraphModule], *, seconds: float = SECONDS, progress: Progress | None = None
     ) -> dict[str, float]:
-        """Seconds of each by name, as multiples of the dense one's in the same run times its first measured time."""
+        """Seconds of each by name, as multiples of the dense one's in the same run times its first measured time;
+        `seconds` are spent on timing each.
+        """
         names, found, folder = list(models), dict[str, float](), self.work.path("probes")
         size = self.prepared.together - 1
         for start in range(0, len(names), size):
@@ -54,13 +57,13 @@ class NetworkStopwatch:
                 ways.append(on_target(self.settings.target, models[name], name, folder / f"{number}.onnx"))
                 if progress:
                     progress.advance(0.5)
-            found |= self.against(ways, rounds=rounds)
+            found |= self.against(ways, seconds=seconds)
             if progress:
                 progress.advance(0.5 * len(part))
         shutil.rmtree(folder, ignore_errors=True)
         return found
 
-    def against(self, alternatives: Sequence[Alternative], *, rounds: int = ROUNDS) -> dict[str, float]:
+    def against(self, alternatives: Sequence[Alternative], *, seconds: float = SECONDS) -> dict[str, float]:
         """The same of alternatives that are there."""
         file = self.work.file("dense.onnx", lambda path: export_graph(self.prepared.model, path))
         dense = on_target(self.settings.target, self.prepared.model, "dense, as it is", file)
@@ -68,7 +71,8 @@ class NetworkStopwatch:
             [dense, *alternatives],
             self._batches,
             singles=self._singles,
-            rounds=rounds,
+            rounds=ROUNDS,
+            seconds=seconds * (1 + len(alternatives)),
             threads=self.settings.threads,
             together=self.prepared.together,
         )

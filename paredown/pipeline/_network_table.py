@@ -31,7 +31,7 @@ from paredown.surgery import cut_graph
 from paredown.tasks.image_classification import blended
 from paredown.types import BRANCHES, Budget, Limits, Plan, Scores
 
-CAREFUL = 9  # of timing a plan
+CAREFUL = 3.0  # seconds of timing a plan, and as many of the dense network beside it
 JUDGED_MACS = 3e12  # of all the pictures on which errors are measured: a minute on two cores
 FEWEST_FITTED, MOST_FITTED = 16, 128
 MENDED = 9  # layers, from the one that is cut on: later ones make up for little more (cifar10-resnet56)
@@ -39,6 +39,7 @@ FEWEST_JUDGED, MOST_JUDGED = 32, 512
 AGREEMENT = 0.03  # prediction and measurement must agree this well, or the plan is solved again
 TURNS = 6  # of solving again
 LEAST_SAVED = 0.2  # of what the table says: less is the clock's noise
+STRIDE = 1.5  # times as much is asked of the table at a time: one measurement may be far off
 MULTIPLE = 8  # of channels, unless it is said otherwise: a register of floats; wider steps are found by timing
 HALVINGS = 12  # of a share: to within a thousandth
 
@@ -266,12 +267,11 @@ class Table:
         goal = wanted = self.watch.dense - seconds  # `wanted` is what the table is asked for
         little, enough = 0.0, math.inf  # of what it was asked for
         factor = 1.0  # what is really saved of what the table says
+        most = sum(max(way.saved for way in part) for part in parts)
         for turn in range(1, TURNS + 1):
             try:
                 ways = planning.choose(parts, wanted)
-            except InfeasibleBudget as error:
-                if tried:
-                    break
+            except InfeasibleBudget as error:  # of the first turn: later ones ask for what there is
                 error.closest = self.watch.dense - error.closest
                 raise
             saved = sum(way.saved for way in ways)
@@ -279,7 +279,7 @@ class Table:
             plan = planning.plan_of(prepared.anatomy, self.scores, ways, f"{self.criterion}, as timed")
             if plan.id not in tried:
                 small = cut_graph(prepared.model, prepared.anatomy, plan)
-                tried[plan.id] = self.watch.time({name: small}, rounds=CAREFUL)[name], plan
+                tried[plan.id] = self.watch.time({name: small}, seconds=CAREFUL)[name], plan
                 told = {"predicted_ms": predicted * 1e3, "measured_ms": tried[plan.id][0] * 1e3}
                 predictions.append({"round": turn, "what": name, **told})
             measured = tried[plan.id][0]
@@ -289,9 +289,9 @@ class Table:
                 break
             little, enough = (little, min(enough, wanted)) if fits else (max(little, wanted), enough)
             factor = max(LEAST_SAVED, (self.watch.dense - measured) / saved)
-            wanted = goal / factor
+            wanted = min(goal / factor, STRIDE * wanted, most)
             if not little < wanted < enough:
-                wanted = (little + enough) / 2
+                wanted = (little + min(enough, most)) / 2
         fast = [one for one in tried.values() if one[0] <= seconds * (1 + AGREEMENT)]
         best = max(fast, key=lambda one: one[0]) if fast else min(tried.values(), key=lambda one: one[0])
         return {"plan": best[1].to_json(), "seconds": best[0], "predictions": predictions}
