@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ CRITERIA = ("l2", "taylor")
 STEPS = 140  # of training, twice over all pictures, by the first criterion; by the second they are cut and re-fitted
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCORED, REFITTED = 512, 1024  # pictures
-MULTIPLES = (8, 4, 2, 1)  # of our channels: the first that comes near to the most that any of them keeps
-NEAR = 0.97
+JUDGED = 512  # pictures behind those, which choose between two of our plans
 CONVOLUTION = (256, 56)  # channels in and out, height and width
 PEAK = "peak"
 
@@ -58,6 +57,7 @@ class _Case:
         self.module = getattr(cifar_resnet, name)().eval()
         self.module.load_state_dict(load_file(assets / f"models/cifar10-{name}/model.safetensors"))
         self.pictures = self._normalized(self.train.pixels[:REFITTED])
+        self.judging = self._normalized(self.train.pixels[REFITTED : REFITTED + JUDGED])
         scored = torch.cat(self.pictures)[:SCORED]
         labels = torch.from_numpy(self.train.labels[: len(scored)])
         self.name, self.criterion = name, criterion
@@ -85,6 +85,16 @@ class _Case:
         with torch.inference_mode():
             return torch.cat([model(x) for x in self._normalized(self.test.pixels)]).numpy()
 
+    def divergence(self, model: Any) -> float:
+        """KL(dense || model) in nats a picture, on pictures that neither scored nor re-fitted."""
+        import torch
+        import torch.nn.functional as F
+
+        with torch.inference_mode():
+            pairs = [(F.log_softmax(model(x), 1), F.log_softmax(self.dense(x), 1)) for x in self.judging]
+            apart = [F.kl_div(ours, theirs, log_target=True, reduction="none").sum(1) for ours, theirs in pairs]
+        return float(torch.cat(apart).mean())
+
     def accuracy(self, answers: Any) -> float:
         return float((answers.argmax(1) == self.test.labels).mean())
 
@@ -107,6 +117,7 @@ def side_by_side(
     networks: Sequence[str] = NETWORKS,
     shares: Sequence[float] = SHARES,
     criteria: Sequence[str] = CRITERIA,
+    recorded: Collection[str] = (),
     steps: int = STEPS,
     pictures: int | None = None,
     rounds: int = 15,
@@ -126,12 +137,17 @@ def side_by_side(
     version = theirs.install(work)
     for criterion in criteria:
         for name in networks:
-            case = _Case(assets, name, criterion, pictures)
-            for share in shares:
+            left = [share for share in shares if _step(name, share, criterion) not in recorded]
+            case = _Case(assets, name, criterion, pictures) if left else None
+            for share in left if case else ():
                 about = {"network": name, "share": share, "criterion": criterion, "version": version}
                 budget = steps if criterion == criteria[0] else 0
                 found = _compared(case, share, budget, work, rounds)
-                yield {"step": f"{name} {share:g} {criterion}", **about, "steps": budget, **found, "machine": card()}
+                yield {"step": _step(name, share, criterion), **about, "steps": budget, **found, "machine": card()}
+
+
+def _step(name: str, share: float, criterion: str) -> str:
+    return f"{name} {share:g} {criterion}"
 
 
 def _compared(case: _Case, share: float, steps: int, work: Path, rounds: int) -> dict[str, Any]:
@@ -184,35 +200,25 @@ def _torch_pruning(case: _Case, macs: float, scope: str) -> list[_Made]:
 def _paredown(case: _Case, macs: float, scope: str) -> _Made:
     """At most so many multiply-accumulates, re-fitted."""
     from paredown.layers import macs as count
-    from paredown.planning import channel_plan
+    from paredown.planning import aligned_plan
     from paredown.recovery import refit_graph
     from paredown.surgery import cut_graph
-    from paredown.types import Budget, Limits
+    from paredown.types import Budget
 
     budget = Budget("macs", min(1.0, macs / count(case.dense)))
-    protect = _residual(case) if scope == "inside blocks" else ()
-    plans = {}
-    for multiple in MULTIPLES:
-        limits = Limits(multiple_of=multiple)
-        plan = channel_plan(case.anatomy, case.scores, budget, case.products, limits, protect=protect)
-        plans[multiple] = plan, cut_graph(case.dense, case.anatomy, plan)
-    most = max(count(small) for _, small in plans.values())
-    multiple = next(one for one, (_, small) in plans.items() if count(small) >= NEAR * most)
-    plan, small = plans[multiple]
-    cut = case.accuracy(case.answers(small))
-    model = refit_graph(small, teacher=case.dense, anatomy=case.anatomy, plan=plan, pictures=case.pictures)
-    answers = case.answers(model)
-    facts = {"ranking": "global", "multiple_of": multiple, "share_of_macs": count(model) / count(case.dense)}
-    return _Made("paredown", scope, model, answers, {**facts, "cut": cut, "refitted": case.accuracy(answers)})
-
-
-def _residual(case: _Case) -> list[str]:
-    """The groups of the channels that lie in the residual stream: those that several convolutions write."""
-    return [
-        group.name
-        for group in case.anatomy.channels
-        if sum(part.role == "producer" and "conv" in part.tensor for part in group.slices) > 1
-    ]
+    found = []
+    for protect in (case.anatomy.streams, ()) if scope == "all" else (case.anatomy.streams,):
+        plan = aligned_plan(case.anatomy, case.scores, budget, case.products, protect=protect)
+        small = cut_graph(case.dense, case.anatomy, plan)
+        model = refit_graph(small, teacher=case.dense, anatomy=case.anatomy, plan=plan, pictures=case.pictures)
+        answers = case.answers(model)
+        facts = {
+            **{"ranking": "global", "streams": "whole" if protect else "cut"},
+            **{"share_of_macs": count(model) / count(case.dense), "divergence": case.divergence(model)},
+            **{"cut": case.accuracy(case.answers(small)), "refitted": case.accuracy(answers)},
+        }
+        found.append(_Made("paredown", scope, model, answers, facts))
+    return min(found, key=lambda one: float(one.facts["divergence"]))
 
 
 def _train(case: _Case, one: _Made, steps: int, checkpoint: Path) -> None:

@@ -336,7 +336,9 @@ def beside_torch_pruning() -> str:
             after = " / ".join(f"{100 * row[key]:.2f}" for key in ("cut", "refitted") if key in row)
             name = f"{row['tool']}, {row['scope']}" if row["scope"] else f"(dense: {100 * row['trained']:.2f})"
             name += f", {row['ranking']}" if row["tool"] == "torch-pruning" else ""
-            name += f", multiples of {row['multiple_of']}" if row.get("multiple_of", 1) > 1 else ""
+            step = math.gcd(*row["channels"])
+            name += f", streams {row['streams']}" if row["scope"] == "all" and "streams" in row else ""
+            name += f", multiples of {step}" if row["scope"] and step > 1 else ""
             learnt = [f"{100 * row['trained']:.2f}" if row["scope"] else ""] if trained else []
             lead = row.get("lead") or row.get("untrained_lead")
             lead = f"{100 * lead['value']:.2f} [{100 * lead['low']:.2f}, {100 * lead['high']:.2f}]" if lead else ""

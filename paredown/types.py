@@ -199,6 +199,20 @@ class GraphAnatomy(Cuttable):
         """The groups of channels."""
         return tuple(group for group in self.groups if group.kind == "channel")
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The groups of channels in which branches are added: those that a branch makes and that lie outside of it."""
+        made = {(weight, group) for branch in self.branches for weight in branch.weights for group in branch.groups}
+        weights = {weight for branch in self.branches for weight in branch.weights}
+        return tuple(
+            group.name
+            for group in self.channels
+            if any(
+                part.role == "producer" and part.tensor in weights and (part.tensor, group.name) not in made
+                for part in group.slices
+            )
+        )
+
     def gone(self, plan: Plan) -> tuple[Branch, ...]:
         """The branches that a plan drops; none where it does not speak of them."""
         stay = plan.keep.get(BRANCHES, range(len(self.branches)))

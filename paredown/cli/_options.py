@@ -340,7 +340,7 @@ MultipleOf = Annotated[
         "--multiple-of",
         min=1,
         metavar="N",
-        help="Channels are left in multiples of 8 or 16, which engines are fast with.",
+        help="Channels stay in multiples of N; by default of 8, which engines like, or of less for an amount.",
         rich_help_panel=PICTURES,
     ),
 ]
@@ -349,7 +349,8 @@ Whole = Annotated[
     typer.Option(
         "--whole",
         metavar="A,B",
-        help="Layers whose channels all stay; by default the first one, none for no layer.",
+        help="Layers whose channels all stay, none for no layer. By default the first one, and residual streams "
+        "where an amount is better saved elsewhere.",
         rich_help_panel=PICTURES,
     ),
 ]

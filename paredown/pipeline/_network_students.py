@@ -15,6 +15,7 @@ from paredown.errors import InfeasibleBudget
 from paredown.layers import layers_of
 from paredown.pipeline._ladder import HOPELESS, MARGIN, out_of_reach
 from paredown.pipeline._loaders import state_of
+from paredown.pipeline._network_amounts import Amounts
 from paredown.pipeline._network_table import Table
 from paredown.pipeline._networks import Pictured
 from paredown.pipeline._settings import Progress, Settings
@@ -82,7 +83,7 @@ class NetworkWorkshop:
 
     def for_amount(self) -> list[Student]:
         """The student of the amount that was asked for: scored, cut and recovered in one round or in several."""
-        settings = self.settings
+        settings, amounts = self.settings, Amounts(self.table)
         name = f"{settings.objective()['value']}"
         records: list[dict[str, Any]] = []
         curve: tuple[dict[str, Any], ...] = ()
@@ -92,7 +93,7 @@ class NetworkWorkshop:
             if number < settings.rounds:
                 share = planning.gone_by(1.0, number / settings.rounds, settings.schedule)
             again = None if given is None else self.table.scores_after(number, given.model, given.plan)
-            plan = self.table.sized(share, again)
+            plan = amounts.plan(share, again)
             if given is not None:  # what went once does not come back
                 stay = {
                     name: tuple(u for u in units if u in given.plan.keep[name]) for name, units in plan.keep.items()

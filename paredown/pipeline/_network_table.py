@@ -20,7 +20,7 @@ from paredown import planning, registry
 from paredown.anatomy import describe_graph
 from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import score_channels
-from paredown.layers import WIDEST, layers_of, macs, places_of, widest
+from paredown.layers import WIDEST, layers_of, places_of, widest
 from paredown.pipeline._network_stopwatch import NetworkStopwatch
 from paredown.pipeline._networks import BATCH, Pictured, first_group
 from paredown.pipeline._settings import Progress, Settings
@@ -29,7 +29,7 @@ from paredown.planning import Way
 from paredown.recovery import refit_graph
 from paredown.surgery import cut_graph
 from paredown.tasks.image_classification import blended
-from paredown.types import BRANCHES, Budget, Limits, Plan, Scores
+from paredown.types import BRANCHES, Limits, Plan, Scores
 
 CAREFUL = 3.0  # seconds of timing a plan, and as many of the dense network beside it
 JUDGED_MACS = 3e12  # of all the pictures on which errors are measured: a minute on two cores
@@ -41,7 +41,6 @@ TURNS = 6  # of solving again
 LEAST_SAVED = 0.2  # of what the table says: less is the clock's noise
 STRIDE = 1.5  # times as much is asked of the table at a time: one measurement may be far off
 MULTIPLE = 8  # of channels, unless it is said otherwise: a register of floats; wider steps are found by timing
-HALVINGS = 12  # of a share: to within a thousandth
 
 Key = tuple[str, int]  # a group and a width of it, or "branches" and the number of one
 
@@ -171,8 +170,21 @@ class Table:
 
         return dict(zip(self.keys, self.work.json("errors", compute), strict=True))
 
-    def _mended(self, plan: Plan) -> fx.GraphModule:
-        """The network cut by a plan, with the few layers behind the first that lacks something re-fitted."""
+    def lost(self, plan: Plan) -> float:
+        """What the answers diverge by, in the same measure, of the network cut by a plan and re-fitted, where a re-fit
+        is what follows.
+        """
+        prepared, pictures = self.prepared, self._judging()
+        with torch.no_grad():
+            wanted = [F.log_softmax(prepared.model(x), 1) for x in pictures]
+            if self.settings.recover == "none":
+                small = cut_graph(prepared.model, prepared.anatomy, plan)
+            else:
+                small = self._mended(plan, len(layers_of(prepared.model)))
+            return _divergence(small, pictures, wanted)
+
+    def _mended(self, plan: Plan, most: int = MENDED) -> fx.GraphModule:
+        """The network cut by a plan, with at most so many layers behind the first that lacks something re-fitted."""
         prepared = self.prepared
         small = cut_graph(prepared.model, prepared.anatomy, plan)
         left = {layer.node: layer for layer in layers_of(small)}
@@ -181,7 +193,7 @@ class Table:
             size = prepared.model.get_parameter(layer.weight).shape
             if behind or layer.node not in left or small.get_parameter(layer.weight).shape != size:
                 behind.append(layer.node)
-        chosen = [node for node in behind if node in left][:MENDED]
+        chosen = [node for node in behind if node in left][:most]
         return refit_graph(
             small,
             teacher=prepared.model,
@@ -295,63 +307,6 @@ class Table:
         fast = [one for one in tried.values() if one[0] <= seconds * (1 + AGREEMENT)]
         best = max(fast, key=lambda one: one[0]) if fast else min(tried.values(), key=lambda one: one[0])
         return {"plan": best[1].to_json(), "seconds": best[0], "predictions": predictions}
-
-    def sized(self, share: float = 1.0, scores: Scores | None = None) -> Plan:
-        """The plan of the amount that was asked for, of which a `share` (0 to 1) is gone by now; by the dense network's
-        scores unless there are others.
-        """
-        scores = scores or self.scores
-        settings, prepared = self.settings, self.prepared
-        metric, stays = "channels", 1 - settings.channels
-        if settings.macs is not None:
-            metric, stays = "macs", settings.macs
-        elif settings.parameters is not None:
-            metric, stays = "params", settings.parameters
-        budget = Budget(metric, 1 - (1 - stays) * share)
-        if settings.by_sensitivity:
-            return self._by_sensitivity(budget, scores)
-        products = [planning.Product(name, *about) for name, about in places_of(prepared.model).items()]
-        return planning.channel_plan(
-            prepared.anatomy,
-            scores,
-            budget,
-            products,
-            Limits(multiple_of=settings.multiple_of or 1),
-            ranking="local" if settings.ranking == "layer" else "global",
-            protect=[name for name in self.whole if name not in self.shares],
-            shares=self.shares,
-            minimum=settings.minimum_channels,
-        )
-
-    def _by_sensitivity(self, budget: Budget, scores: Scores) -> Plan:
-        """The least error in all for the budget, from what each part costs and loses alone."""
-        prepared = self.prepared
-        count = macs if budget.metric == "macs" else _parameters
-        whole = count(prepared.model)
-
-        def saved() -> list[float]:
-            self.progress.stage("Counting what each part is", len(self.keys))
-            cuts = (cut_graph(prepared.model, prepared.anatomy, self.plan_with([key])) for key in self.keys)
-            return [float(whole - count(one)) for one in cuts]
-
-        stored = dict(zip(self.keys, self.work.json(f"counts-{budget.metric}", saved), strict=True))
-        parts = planning.ways_of(prepared.anatomy, stored, self.errors)
-        low, high = 0.0, sum(max(way.saved for way in part) for part in parts)
-        best: Plan | None = None
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            plan = planning.plan_of(prepared.anatomy, scores, planning.choose(parts, middle), "by sensitivity")
-            fits = count(cut_graph(prepared.model, prepared.anatomy, plan)) <= budget.keep * whole
-            low, high, best = (low, middle, plan) if fits else (middle, high, best)
-        if best is None:
-            narrowest = planning.plan_of(prepared.anatomy, scores, planning.choose(parts, low))
-            least = count(cut_graph(prepared.model, prepared.anatomy, narrowest))
-            raise planning.infeasible(budget.keep * whole, least)
-        return best
-
-
-def _parameters(model: fx.GraphModule) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _divergence(model: fx.GraphModule, pictures: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:

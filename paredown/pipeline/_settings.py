@@ -46,11 +46,13 @@ class Settings:
     The rest is for image classifiers, whose `model` may be "package.module:factory" with `weights` in a safetensors
     file. Pictures / 255 are normalized by `mean` and `std`, those of a folder brought to `size` (height, width).
     Amounts are a share of the `channels` of every layer, or the share of the multiply-accumulates (`macs`) or
-    `parameters` that stays. Every layer keeps `minimum_channels` (a share) in multiples of `multiple_of`. Layers named
-    in `whole`, separated by commas, are not cut ("none" for none; by default the first one is not), and `layer_shares`
-    says what others lose: "layer1.0.conv1=50%,fc=0". With `by_sensitivity` macs and parameters are shared out by what
-    each layer loses alone, as measured, and whole residual branches may go; a ranking of scores decides otherwise. A
-    training also shows pictures `mirrored`, unless they then mean something else, as digits and letters do.
+    `parameters` that stays. Every layer keeps `minimum_channels` (a share) in multiples of `multiple_of`, by default of
+    8 or, for an amount that these miss, of less. Layers named in `whole`, separated by commas, are not cut ("none" for
+    none; by default the first one is not, nor residual streams where macs or parameters are better saved elsewhere),
+    and `layer_shares` says what others lose: "layer1.0.conv1=50%,fc=0". With `by_sensitivity` macs and parameters are
+    shared out by what each layer loses alone, as measured, and whole residual branches may go; a ranking of scores
+    decides otherwise. A training also shows pictures `mirrored`, unless they then mean something else, as digits and
+    letters do.
     """
 
     model: str

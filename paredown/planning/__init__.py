@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paredown import registry
-from paredown.planning._channels import ChannelCosts, Product, channel_plan
+from paredown.planning._channels import ChannelCosts, Product, aligned_plan, channel_plan
 from paredown.planning._choices import Way, channel_levels, choose, plan_of, ways_of
 from paredown.planning._costs import Costs, arithmetic, error_of_width, infeasible
 from paredown.planning._latency import LatencyTable, Widths, fit_latency, latency_costs, latency_probes
@@ -21,6 +21,7 @@ __all__ = [
     "Shares",
     "Way",
     "Widths",
+    "aligned_plan",
     "arithmetic",
     "by_shares",
     "channel_levels",

@@ -8,16 +8,20 @@ Legend: U units of a group.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from paredown.errors import ParedownError
+from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.planning._costs import best_units, infeasible, most
 from paredown.types import Array, Budget, GraphAnatomy, Limits, Plan, Scores
 
 HALVINGS = 40
+MULTIPLES = (8, 4, 2, 1)  # of channels: engines pack them by registers of floats
+NEAR = 0.97  # of what the finest steps use of a budget: a coarse one that uses as much is taken
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,30 @@ def channel_plan(
         {**anatomy.identity(), **keep},
         source=f"{scores.criterion}, {ranking}, {budget.metric} {budget.keep:.4g}",
     )
+
+
+def aligned_plan(
+    anatomy: GraphAnatomy, scores: Scores, budget: Budget, products: Sequence[Product], **how: Any
+) -> Plan:
+    """The plan of `channel_plan` in the coarsest steps of 8, 4, 2 or 1 channels that use the budget nearly as well as
+    the finest. Raises what that raises.
+    """
+    free = [group.name for group in anatomy.channels if group.name not in how.get("protect", ())]
+    cost = ChannelCosts(anatomy, products, budget.metric, free)
+
+    def made(multiple: int) -> Plan:
+        return channel_plan(anatomy, scores, budget, products, Limits(multiple_of=multiple), **how)
+
+    def used(plan: Plan) -> float:
+        return cost({group.name: len(plan.keep[group.name]) for group in anatomy.channels})
+
+    finest = made(MULTIPLES[-1])
+    for multiple in MULTIPLES[:-1]:
+        with contextlib.suppress(InfeasibleBudget):  # in steps as coarse as these, not in finer ones
+            plan = made(multiple)
+            if used(plan) >= NEAR * used(finest):
+                return plan
+    return finest
 
 
 def _in_one_order(values: Sequence[Array]) -> list[Array]:

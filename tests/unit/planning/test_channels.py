@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from paredown.anatomy import describe_graph
+from paredown.errors import InfeasibleBudget
 from paredown.graph import trace
 from paredown.layers import places_of
-from paredown.planning import Product, channel_plan
+from paredown.planning import Product, aligned_plan, channel_plan
 from paredown.planning._channels import ChannelCosts
 from paredown.types import Budget, GraphAnatomy, Group, Limits, Scores
 from tests.contracts.networks import NETWORKS, example, network
@@ -48,3 +49,18 @@ def test_coarse_steps_leave_nothing_of_the_budget_that_would_hold_another(name: 
         for name, width in widths.items():
             wider = {**widths, name: width + 4}
             assert width + 4 > sizes[name] or cost(wider) > share * cost(sizes)
+
+
+def test_steps_are_as_coarse_as_the_budget_allows() -> None:
+    scores = Scores("s", {"g0": np.arange(64.0), "g1": np.arange(64.0)})
+    wide = aligned_plan(anatomy(64, 64), scores, Budget("channels", 0.5), []).keep
+    assert [len(units) for units in wide.values()] == [32, 32]
+    wide = aligned_plan(anatomy(64, 64), scores, Budget("channels", 0.7), []).keep  # 89.6
+    assert sorted(len(units) for units in wide.values()) == [40, 48]
+    few = Scores("s", {"g0": np.arange(16.0), "g1": np.arange(16.0)})
+    narrow = aligned_plan(anatomy(16, 16), few, Budget("channels", 0.65), []).keep  # 20.8: by eights 16
+    assert sorted(len(units) for units in narrow.values()) == [8, 12]
+    least = aligned_plan(anatomy(16, 16), few, Budget("channels", 0.13), []).keep  # by eights no plan at all
+    assert [len(units) for units in least.values()] == [2, 2]
+    with pytest.raises(InfeasibleBudget):
+        aligned_plan(anatomy(16, 16), few, Budget("channels", 0.05), [])
