@@ -76,7 +76,8 @@ class Amounts:
                 with contextlib.suppress(InfeasibleBudget):  # told later, where it is so of both
                     found[names] = table.lost(self._ranked(budget, table.scores, names))
                 table.progress.advance()
-            return list(min(choices, key=lambda names: found.get(names, math.inf)))
+            best = min(choices, key=lambda names: found.get(names, math.inf))
+            return list(best)
 
         return tuple(table.work.json("untouched", compute))
 
