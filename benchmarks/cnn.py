@@ -26,7 +26,7 @@ CRITERIA = ("l2", "taylor")
 STEPS = 140  # of training, twice over all pictures, by the first criterion; by the second they are cut and re-fitted
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCORED, REFITTED = 512, 1024  # pictures
-JUDGED = 512  # pictures behind those, which choose between two of our plans
+JUDGED = 512  # the last pictures, which choose between two of our plans
 CONVOLUTION = (256, 56)  # channels in and out, height and width
 PEAK = "peak"
 
@@ -57,7 +57,7 @@ class _Case:
         self.module = getattr(cifar_resnet, name)().eval()
         self.module.load_state_dict(load_file(assets / f"models/cifar10-{name}/model.safetensors"))
         self.pictures = self._normalized(self.train.pixels[:REFITTED])
-        self.judging = self._normalized(self.train.pixels[REFITTED : REFITTED + JUDGED])
+        self.judging = self._normalized(self.train.pixels[-JUDGED:])
         scored = torch.cat(self.pictures)[:SCORED]
         labels = torch.from_numpy(self.train.labels[: len(scored)])
         self.name, self.criterion = name, criterion
