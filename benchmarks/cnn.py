@@ -101,13 +101,14 @@ class _Case:
 
 @dataclass
 class _Made:
-    """A cut network on its way: `facts` are recorded."""
+    """A cut network on its way, what it answers by what was done to it, and the `facts` that are recorded."""
 
     name: str
     scope: str
     model: Any
-    answers: Any
+    answers: dict[str, Any]
     facts: dict[str, Any]
+    plan: Any = None
 
 
 def side_by_side(
@@ -154,7 +155,7 @@ def _compared(case: _Case, share: float, steps: int, work: Path, rounds: int) ->
     from paredown.layers import macs
 
     answers = case.answers(case.dense)
-    dense = _Made("dense", "", case.dense, answers, {"trained": case.accuracy(answers)})
+    dense = _Made("dense", "", case.dense, {}, {"trained": case.accuracy(answers)})
     made, tried, checkpoints = [], [], []
     for scope in theirs.SCOPES:
         rivals = _torch_pruning(case, share * macs(case.dense), scope)
@@ -162,13 +163,14 @@ def _compared(case: _Case, share: float, steps: int, work: Path, rounds: int) ->
         best = max(rivals, key=lambda rival: rival.facts["cut"])
         made += [best, _paredown(case, macs(best.model), scope)]
     for one, other in zip(made[1::2], made[::2], strict=True):
-        one.facts["untrained_lead"] = _lead(case, one.answers, other.answers)
+        one.facts["untrained_lead"] = _lead(case, one.answers["right after"], other.answers["right after"])
     for one in made if steps else ():
         path = work / f"cnn-{case.name}-{share:g}-{_digest(one.model)}.safetensors"
-        checkpoints.append(path)
-        _train(case, one, steps, path)
+        checkpoints += [path, path.with_suffix(".led.safetensors")]
+        _train(case, one, steps, *checkpoints[-2:])
     for one, other in zip(made[1::2], made[::2], strict=True) if steps else ():
-        one.facts["lead"] = _lead(case, one.answers, other.answers)
+        one.facts["lead"] = _lead(case, one.answers["trained"], other.answers["trained"])
+        one.facts["led_lead"] = _lead(case, one.answers["led"], other.answers["trained"])
     timed = _timed([dense, *made], work, rounds)
     rows = []
     for one in (dense, *made):
@@ -193,7 +195,8 @@ def _torch_pruning(case: _Case, macs: float, scope: str) -> list[_Made]:
         model = trace(module, case.pictures[0])
         answers = case.answers(model)
         facts = {"ranking": ranking, "ratio": ratio, "share_of_macs": count(model) / count(case.dense)}
-        found.append(_Made("torch-pruning", scope, model, answers, {**facts, "cut": case.accuracy(answers)}))
+        facts["cut"] = case.accuracy(answers)
+        found.append(_Made("torch-pruning", scope, model, {"right after": answers}, facts))
     return found
 
 
@@ -217,17 +220,23 @@ def _paredown(case: _Case, macs: float, scope: str) -> _Made:
             **{"share_of_macs": count(model) / count(case.dense), "divergence": case.divergence(model)},
             **{"cut": case.accuracy(case.answers(small)), "refitted": case.accuracy(answers)},
         }
-        found.append(_Made("paredown", scope, model, answers, facts))
+        found.append(_Made("paredown", scope, model, {"right after": answers}, facts, plan))
     return min(found, key=lambda one: float(one.facts["divergence"]))
 
 
-def _train(case: _Case, one: _Made, steps: int, checkpoint: Path) -> None:
+def _train(case: _Case, one: _Made, steps: int, checkpoint: Path, led: Path) -> None:
+    """As both tools' networks are trained; ours then also `led`, by its plan, to what the dense one's layers read."""
     from paredown.recovery import train_on_pictures
 
-    told = {"teacher": case.dense, "data": case.train, "mean": MEAN, "std": STD}
-    one.model, history = train_on_pictures(one.model, **told, steps=steps, checkpoint=checkpoint)
-    one.answers = case.answers(one.model)
-    one.facts |= {"trained": case.accuracy(one.answers), "seconds": history[-1].seconds}
+    told: dict[str, Any] = {"teacher": case.dense, "data": case.train, "mean": MEAN, "std": STD, "steps": steps}
+    model, history = train_on_pictures(one.model, **told, checkpoint=checkpoint)
+    one.answers["trained"] = case.answers(model)
+    one.facts |= {"trained": case.accuracy(one.answers["trained"]), "seconds": history[-1].seconds}
+    if one.plan is not None:
+        model, _ = train_on_pictures(one.model, **told, anatomy=case.anatomy, plan=one.plan, checkpoint=led)
+        one.answers["led"] = case.answers(model)
+        one.facts["led"] = case.accuracy(one.answers["led"])
+    one.model = model
 
 
 def _lead(case: _Case, ours: Any, others: Any) -> dict[str, float]:

@@ -28,6 +28,7 @@ def encoder(model: str, work: Path, *, rounds: int = 15) -> dict[str, Any]:
     from paredown import sparsity
     from paredown.anatomy import describe
     from paredown.cores import cores
+    from paredown.files import state_of
     from paredown.models import load_model
     from paredown.network import network
     from paredown.pipeline import _loaders
@@ -58,7 +59,7 @@ def encoder(model: str, work: Path, *, rounds: int = 15) -> dict[str, Any]:
         from safetensors.torch import save_file
 
         weights = work / f"sparse-{pattern}.safetensors"
-        save_file(_loaders.state_of(sparse), weights)
+        save_file(state_of(sparse), weights)
         options = {**cut, "weights": str(weights)}
         engines.append(timing.Alternative(f"paredown 90% {pattern}", _loaders.CUT, model, options))
         if pattern == "unstructured" and os.environ.get(deepsparse_engine.PYTHON):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -324,13 +324,19 @@ def image_classifiers(benchmark: str) -> str:
     return "\n".join(parts).rstrip()
 
 
+def _points(found: Mapping[str, float] | None) -> str:
+    """Of accuracy, with their interval."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * found[key] for key in ("value", "low", "high"))) if found else ""
+
+
 def beside_torch_pruning() -> str:
     """Accuracy and speed of both tools at equal multiply-accumulates, by network and by what may be cut."""
     found = {record["step"]: record for record in run_of("cnn-torch-pruning")}  # the last word wins
     parts = []
     for record in found.values():
         rows, trained = record["rows"], record["steps"] > 0
-        head = ["cut by", "MACs", "right after", *["trained"] * trained, "lead [95 %]"]
+        led = any("led" in row for row in rows)
+        head = ["cut by", "MACs", "right after", *["trained"] * trained, "lead [95 %]", *["led", "lead [95 %]"] * led]
         table = [[*head, "64 pictures, ms", "times dense", "ahead", "1 picture, ms", "times dense", "ahead"]]
         for row in rows:
             after = " / ".join(f"{100 * row[key]:.2f}" for key in ("cut", "refitted") if key in row)
@@ -340,9 +346,9 @@ def beside_torch_pruning() -> str:
             name += f", streams {row['streams']}" if row["scope"] == "all" and "streams" in row else ""
             name += f", multiples of {step}" if row["scope"] and step > 1 else ""
             learnt = [f"{100 * row['trained']:.2f}" if row["scope"] else ""] if trained else []
-            lead = row.get("lead") or row.get("untrained_lead")
-            lead = f"{100 * lead['value']:.2f} [{100 * lead['low']:.2f}, {100 * lead['high']:.2f}]" if lead else ""
-            cells = [name, f"{row['macs'] / rows[0]['macs']:.3f}", after, *learnt, lead]
+            cells = [name, f"{row['macs'] / rows[0]['macs']:.3f}", after, *learnt]
+            cells.append(_points(row.get("lead") or row.get("untrained_lead")))
+            cells += [f"{100 * row['led']:.2f}" if "led" in row else "", _points(row.get("led_lead"))] if led else []
             for which, spent in (("", "batch_64_ms"), ("single_", "single_ms")):
                 cells += [f"{row[spent]:.3g}", *(_times(row.get(which + key)) for key in ("speedup", "ahead"))]
             table.append(cells)

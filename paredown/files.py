@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what goes into them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -18,3 +19,8 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a folder that is gone or cannot be written to: the block has said so
             beside.unlink(missing_ok=True)
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """A model's tensors by name, each its own copy, as safetensors wants them."""
+    return {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}

@@ -40,11 +40,14 @@ def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
     """
     if isinstance(module, fx.GraphModule) and all("shape" in node.meta for node in module.graph.nodes):
         return module
-    training = module.training
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModel(f"a torch.nn.Module is wanted, and a {type(module).__name__} is given")
+    training = [one for one in module.modules() if one.training]
     try:
         program = _exported(module.eval(), example)
     finally:
-        module.train(training)
+        for one in training:  # not all at once: some may have been in eval mode
+            one.training = True
     return _graph_of(program, module)
 
 
@@ -124,10 +127,17 @@ def _spell_out(node: fx.Node) -> None:
 
 
 def _with_sizes(node: fx.Node) -> None:
-    """A chunk or a split into equal parts becomes one into parts of stated sizes, except along the batch."""
-    if node.op == "call_function" and operator_of(node) in ("chunk", "split") and node.args[2] != 0:
+    """A chunk or a split into equal parts becomes one into parts of stated sizes, and a slice counts from the
+    front what it counted from the end, except along the batch.
+    """
+    name = operator_of(node) if node.op == "call_function" else ""
+    if name in ("chunk", "split") and node.args[2] != 0:
         sizes = [shape[cast(int, node.args[2])] for shape in node.meta["shape"]]
         node.target, node.args = torch.ops.aten.split_with_sizes.default, (node.args[0], sizes, node.args[2])
+    if name == "slice" and node.args[1] != 0:
+        x, dim, *bounds, step = cast(tuple[Any, ...], node.args)
+        size = x.meta["shape"][dim]
+        node.args = (x, dim, *(b + size if isinstance(b, int) and b < 0 else b for b in bounds), step)
 
 
 def _shape(value: Any) -> Any:
@@ -204,6 +214,11 @@ def tensor_of(model: fx.GraphModule, node: Any) -> Tensor:
     name = str(node.target)
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return tensors[name] if name in tensors else model.get_buffer(name)
+
+
+def writes_over(node: fx.Node) -> bool:
+    """Whether an operator changes what it reads, as relu_ does."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def is_pointwise(node: fx.Node) -> bool:

@@ -18,13 +18,14 @@ from paredown.graph import operator_of, run_seeing
 from paredown.types import Array
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 WIDEST = 6000  # inputs of a layer whose matrix of them is made and inverted, in a minute
 ROWS = 2**18  # that a layer's statistics are taken from: hundreds for each weight of an output
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A node whose inputs are multiplied with a weight: a linear one, or a convolution that is not transposed.
+    """A node whose inputs are multiplied with a weight. Of a transposed convolution there are no `rows` and `columns`.
 
     `node` and `x` name the node and what it reads; `weight` and `bias` its tensors, "" where it has none.
     """
@@ -88,23 +89,27 @@ class Layer:
         return (channels[:, :, None] * window + np.arange(window)).reshape(len(channels), -1)
 
 
-def layers_of(model: fx.GraphModule) -> list[Layer]:
-    """In the order in which they run; one with computed weights is none."""
+def layers_of(model: fx.GraphModule, *, transposed: bool = False) -> list[Layer]:
+    """In the order in which they run, `transposed` convolutions only where they are asked for. One whose weights are
+    computed is none, nor one whose filter is a buffer: it is not learnt.
+    """
     found = []
+    learnt = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for node in model.graph.nodes:
         kind = operator_of(node) if node.op == "call_function" else ""
-        if kind != "linear" and kind not in CONVOLUTIONS:
+        is_transposed = transposed and kind in TRANSPOSED
+        if kind != "linear" and kind not in CONVOLUTIONS and not is_transposed:
             continue
         x, weight, bias = (*node.args, None)[:3]
-        if weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
+        if any(one.op != "get_attr" or one.target not in learnt for one in (weight, bias) if one is not None):
             continue
         args: tuple[Any, ...] = ()
-        if kind != "linear":
+        if kind in CONVOLUTIONS:
             size = tuple(weight.meta["shape"][2:])
             many = len(size)
             stride, padding, dilation = (_all(one, many) for one in node.args[3:6])
             args = (size, stride, padding, dilation)
-        groups = 1 if kind == "linear" else int(node.args[6])
+        groups = int(node.args[6]) if kind in CONVOLUTIONS else 1
         name = "" if bias is None else str(bias.target)
         shape = node.meta["shape"]
         places = int(np.prod(shape[1:-1] if kind == "linear" else shape[2:]))

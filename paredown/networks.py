@@ -76,7 +76,7 @@ def _made(name: str, weights: str | Path | None) -> nn.Module:
         for part in function.split("."):
             found = getattr(found, part)
         module = found()
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnsupportedModel(f"{name} gives no network: {type(error).__name__}: {reason}") from error
     if not isinstance(module, nn.Module):
@@ -92,6 +92,8 @@ def _made(name: str, weights: str | Path | None) -> nn.Module:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UnsupportedModel(f"{path} is not a readable safetensors file: {error}") from None
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise UnsupportedModel(f"{name} gives a network with lazy modules: let it run once on an example in {function}")
     own = module.state_dict()
     counts = {key for key in own if key.endswith("num_batches_tracked")}  # nothing reads them
     missing, strange = sorted(own.keys() - state.keys() - counts), sorted(state.keys() - own.keys())
@@ -125,11 +127,14 @@ def _of_transformers(folder: Path) -> LoadedNetwork:
     try:
         with silenced():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForImageClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            model, info = AutoModelForImageClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModel(f"{folder} lacks weights: no tensor {missing[0]!r} ({len(missing)} missing)")
     told = _preprocessing(folder / "preprocessor_config.json")
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     names = () if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names  # nobody named them

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from paredown.graph import operator_of
 from paredown.types import Array
 
 Labels = Array | None  # as many dimensions as the value, of size 1 where nothing changes along them; None: no atoms
@@ -115,8 +116,12 @@ class Labelling:
         return None
 
     def vector(self, node: fx.Node) -> Labels:
-        """A tensor of one dimension labels its positions; another is only what its readers make of it."""
+        """A tensor of one dimension labels its positions; another, and a layer's weight, is only what its readers make
+        of it.
+        """
         shape = self.shapes[str(node.target)]
+        if len(shape) > 1 and all(weight_of(user) is node for user in node.users):
+            return None
         wide = [axis for axis, size in enumerate(shape) if size > 1]
         if len(wide) != 1:
             return None
@@ -125,6 +130,13 @@ class Labelling:
 
 
 Rule = Callable[[Labelling, fx.Node], Any]  # gives the labels of a node's value, a list for one of several values
+
+
+def weight_of(node: fx.Node) -> fx.Node | None:
+    """What a linear layer or a convolution multiplies with, where that is a tensor of the network."""
+    kind = operator_of(node) if node.op == "call_function" else ""
+    weight = arguments(node)[1] if kind == "linear" or kind.startswith("conv") else None
+    return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
 def arguments(node: fx.Node) -> Any:

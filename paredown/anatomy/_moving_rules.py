@@ -27,6 +27,8 @@ def reshaped(labelling: Labelling, node: fx.Node, sized: bool = False) -> Labels
             moved = moved.take([0], axis=dim)
     if moved.size > 1 and max(moved.shape) != moved.size:
         return labelling.keep(node, "channels are spread over several dimensions")
+    if len(after) > 1 and moved.shape[0] > 1:
+        return labelling.keep(node, "channels are put together with pictures")
     if sized:
         _resize(labelling, node, moved)
     return np.ascontiguousarray(moved)

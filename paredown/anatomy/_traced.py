@@ -10,9 +10,9 @@ from collections import defaultdict
 import numpy as np
 from torch import fx
 
-from paredown.anatomy._atoms import CONSUMER, PRODUCER, Atoms, Labelling
+from paredown.anatomy._atoms import CONSUMER, PRODUCER, Atoms, Labelling, weight_of
 from paredown.anatomy._labels import labelled
-from paredown.graph import fingerprint, operator_of
+from paredown.graph import fingerprint, operator_of, writes_over
 from paredown.types import BRANCHES, Array, Branch, GraphAnatomy, Group, Size, Slice
 
 Key = tuple[str, int]  # a tensor and one of its axes
@@ -67,7 +67,7 @@ def _branches(graph: fx.Graph, groups: list[Group]) -> tuple[Branch, ...]:
     above: dict[fx.Node, set[fx.Node]] = {}
     found: list[Branch] = []
     names: set[str] = set()
-    multiplied = {_weight(node) for node in graph.nodes}
+    multiplied = {str(weight.target) for node in graph.nodes if (weight := weight_of(node)) is not None}
     for node in graph.nodes:
         read = node.all_input_nodes
         above[node] = {node}.union(*(above[one] for one in read))
@@ -76,12 +76,12 @@ def _branches(graph: fx.Graph, groups: list[Group]) -> tuple[Branch, ...]:
         if read[0].meta["shape"] != read[1].meta["shape"] or node.kwargs.get("alpha", 1) != 1:
             continue
         alone = [_alone(above[one] - above[other], node) for one, other in (read, reversed(read))]
-        layers = [[one for one in part if _weight(one)] for part in alone]
+        layers = [[weight for one in part if (weight := weight_of(one)) is not None] for part in alone]
         end = int(len(layers[1]) > len(layers[0]))
-        if not layers[end]:
+        if not layers[end] or _written_over(node, alone[end]):
             continue
         nodes = tuple(one.name for one in graph.nodes if one in alone[end])
-        weights = tuple(_weight(one) for one in layers[end])
+        weights = tuple(str(weight.target) for weight in layers[end])
         held = tuple(g.name for g in groups if {part.tensor for part in g.slices} & multiplied <= {*weights})
         found.append(Branch(_named(weights[0], names), node.name, read[end].name, nodes, weights, held))
     return tuple(found)
@@ -93,13 +93,15 @@ def _alone(part: set[fx.Node], join: fx.Node) -> list[fx.Node]:
     return work if all(user in part or user is join for node in work for user in node.users) else []
 
 
-def _weight(node: fx.Node) -> str:
-    """The name of the weight that a node multiplies with; empty for another node."""
-    kind = operator_of(node) if node.op == "call_function" else ""
-    if kind != "linear" and not kind.startswith("conv"):
-        return ""
-    weight = node.args[1]
-    return str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+def _written_over(join: fx.Node, branch: list[fx.Node]) -> bool:
+    """Whether operators that write over what they read do more than can be left out with the branch: over a value from
+    outside of it, which others read; or over the sum, which others read too.
+    """
+    for node in (one for one in branch if writes_over(one)):
+        if node.args[0] not in branch:
+            return True
+    writers = [user for user in join.users if writes_over(user)]
+    return bool(writers) and (len(join.users) > 1 or writers[0].args[0] is not join)
 
 
 def _named(tensor: str, names: set[str]) -> str:

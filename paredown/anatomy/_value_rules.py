@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import fx
 
@@ -44,11 +46,14 @@ def pointwise(labelling: Labelling, node: fx.Node) -> Labels:
     return labels
 
 
-def spatial(labelling: Labelling, node: fx.Node) -> Labels:
+def spatial(labelling: Labelling, node: fx.Node) -> Any:
     labels = labelling.read(node)
-    if labels is not None and labels.shape[1] != labels.size:
+    if labels is None:
+        return None
+    if labels.shape[1] != labels.size:
         return labelling.keep(node, "pooling over channels")
-    return labels
+    shape = node.meta["shape"]
+    return [labels] * len(shape) if isinstance(shape[0], tuple) else labels  # what is largest, and where it was
 
 
 def reduce(labelling: Labelling, node: fx.Node) -> Labels:

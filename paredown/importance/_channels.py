@@ -19,7 +19,7 @@ from paredown.calibration import SOFTENING
 from paredown.errors import BadData
 from paredown.graph import operator_of, run_seeing
 from paredown.importance._evidence import Evidence
-from paredown.layers import WIDEST, Layer, gram, layers_of, widest
+from paredown.layers import TRANSPOSED, WIDEST, Layer, gram, layers_of, widest
 from paredown.types import Array, GraphAnatomy, Group, Scores, Slice
 
 NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm")
@@ -29,7 +29,9 @@ _OF_LOSS = {"gram", "gates", "weight_gradients"}  # what makes a score a change 
 
 @dataclass
 class _Reader:
-    """One consumer of a group, and what was seen at it; `positions` [U, S] are inputs of one of its conv groups."""
+    """One consumer of a group, and what was seen at it; `positions` [U, S] are inputs of one of its conv groups. A
+    transposed convolution has no rows, and so no grams.
+    """
 
     layer: Layer
     part: Slice
@@ -72,8 +74,7 @@ def score_channels(
     values = {}
     for group in anatomy.channels:
         if "gram" in module.NEEDS:
-            found = sum(module.score(one) for one in seen.by_reader(group))
-            found = np.zeros(group.units) if isinstance(found, int) else found
+            found = sum((module.score(one) for one in seen.by_reader(group)), seen.by_gates(group))
         else:
             found = module.score(seen.of(group, seed))
         mean = 1.0 if _OF_LOSS & set(module.NEEDS) else float(np.mean(found))
@@ -96,7 +97,7 @@ class _Seen:
         made = [part for part in group.slices if part.role == "producer" and part.tensor in state]
         filters = [part for part in made if state[part.tensor].ndim > 1]
         norms = [part for part in made if part.tensor in _norm_weights(self.model)]
-        readers = [part for part in group.slices if part.role == "consumer"]
+        readers = [part for part in group.slices if part.role == "consumer" and part.tensor in state]
         outgoing = _joined(state, readers, group.units)
         scale = np.mean([np.abs(_entries(state, part)).mean(1) for part in norms], axis=0) if norms else None
         squares = [
@@ -132,7 +133,8 @@ class _Seen:
         """
         state, found = _state(self.model), []
         for one in self.readers[group.name]:
-            assert one.grams is not None
+            if one.grams is None:
+                continue
             layer = one.layer
             matrices = layer.matrix(torch.from_numpy(state[layer.weight])).numpy()
             biases = np.zeros((layer.groups, matrices.shape[2]))
@@ -154,6 +156,14 @@ class _Seen:
                         curvature=curvature,
                     )
                 )
+        return found
+
+    def by_gates(self, group: Group) -> Array:
+        """[U]: what removals cost at those readers of which `by_reader` knows nothing, in the same measure."""
+        found = np.zeros(group.units)
+        for one in self.readers[group.name]:
+            if one.grams is None and one.gates is not None:
+                found += one.gates.numpy() / max(self.pictures, 1)
         return found
 
 
@@ -204,7 +214,7 @@ def _look(
     """One pass over the pictures, with gradients where they are asked for."""
     seen = _Seen(model, anatomy)
     by_weight: dict[str, list[Layer]] = defaultdict(list)
-    for layer in layers_of(model):
+    for layer in layers_of(model, transposed=True):
         by_weight[layer.weight].append(layer)
     at: dict[str, list[tuple[str, _Reader]]] = defaultdict(list)
     for group in anatomy.channels:
@@ -219,13 +229,15 @@ def _look(
     generator, random = (torch.Generator().manual_seed(seed) for _ in range(2))
     count = sum(map(len, pictures))
     gates: dict[str, Tensor] = {}
-    frozen = [parameter.requires_grad for parameter in model.parameters()]
+    as_found = [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = None
     model.requires_grad_("weight_gradients" in needs)
 
     def before(node: str, x: Tensor) -> Tensor:
         with torch.no_grad():
-            if "gram" in needs:
-                layer = at[node][0][1].layer
+            layer = at[node][0][1].layer
+            if "gram" in needs and layer.kind not in TRANSPOSED:
                 places = layer.some_places(count, random)
                 share = 1.0 if places is None else len(places) / layer.places
                 found = gram(layer.rows(x.detach(), places)) / share  # sums over all places
@@ -260,7 +272,7 @@ def _look(
             reader.gates = squares if reader.gates is None else reader.gates + squares
 
     def after(node: str, y: Tensor) -> None:
-        if "curvature" in needs and y.requires_grad:
+        if "curvature" in needs and y.requires_grad and at[node][0][1].layer.kind not in TRANSPOSED:
             y.register_hook(lambda g: curve(node, g))
 
     def curve(node: str, g: Tensor) -> None:
@@ -292,9 +304,9 @@ def _look(
                 for name, value in model.named_parameters(remove_duplicate=False)
             }
     finally:
-        for parameter, was in zip(model.parameters(), frozen, strict=True):
-            parameter.grad = None
-            parameter.requires_grad_(was)
+        for parameter, (learns, gradient) in zip(model.parameters(), as_found, strict=True):
+            parameter.grad = gradient
+            parameter.requires_grad_(learns)
     for readers in seen.readers.values():
         for reader in readers:
             reader.squares = None if reader.squares is None else reader.squares / seen.pictures

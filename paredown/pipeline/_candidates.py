@@ -15,6 +15,7 @@ import numpy as np
 from paredown import registry
 from paredown.cores import cores
 from paredown.encoder import Encoder
+from paredown.files import state_of
 from paredown.network import network
 from paredown.pipeline import _loaders
 from paredown.pipeline._memory import give_back_what_is_freed
@@ -136,7 +137,7 @@ def student_candidates(
     """
     stem = student.name.replace(" ", "-").replace(",", "")
     weights = work.path(f"{stem}-weights.safetensors")
-    work.tensors(f"{stem}-weights", lambda: _loaders.state_of(student.model))
+    work.tensors(f"{stem}-weights", lambda: state_of(student.model))
     about: dict[str, Any] = {
         "plan": student.plan,
         "model": student.model,

@@ -108,11 +108,6 @@ def with_own_inputs(path: str, *, threads: int, loader: str, suffix: str) -> Run
     return _OwnInputs(runner, suffix)
 
 
-def state_of(model: Any) -> dict[str, Any]:
-    """A model's tensors by name, each its own copy, as safetensors wants them."""
-    return {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
-
-
 def load_state(model: Any, state: Mapping[str, Any]) -> None:
     """Puts the tensors back; every one must be there."""
     from paredown.encoder import admit_biases

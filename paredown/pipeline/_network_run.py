@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import fx
 
 from paredown import bundle as bundles
 from paredown.bundle import Bundle
@@ -27,7 +30,7 @@ from paredown.pipeline._work import Work
 from paredown.report import html
 from paredown.targets import PICTURES, export_graph
 from paredown.targets import openvino as ov
-from paredown.types import GraphAnatomy, Plan
+from paredown.types import Array, GraphAnatomy, Plan
 from paredown.validation.timing import measure
 
 RECOVERIES = ("none", "reconstruct", "distill", "finetune")
@@ -104,7 +107,7 @@ def gather_network(
             "macs_pruned": macs(candidate.model),
             "whole": dict(prepared.anatomy.whole),
             "timings": _grid(prepared, settings, baseline.candidate, candidate, progress),
-            "parity": parity_of(prepared, candidate),
+            "parity": parity_of(plain_onnx(candidate), candidate.model, _judged_by(prepared)),
         }
     )
 
@@ -137,17 +140,19 @@ def _grid(
     ]
 
 
-def parity_of(prepared: Pictured, candidate: Candidate, file: Any = None, target: str = "onnxruntime") -> float | None:
-    """The largest difference of the fp32 file's outputs from torch's, as a share of the largest logit, on pictures of
-    the guardrail at batch 1, 7 and 64. Raises ParityFailure above 1e-4.
+def parity_of(
+    file: Path, model: fx.GraphModule, pictures: Array, *, target: str = "onnxruntime", threads: int = 1
+) -> float:
+    """The largest difference of an fp32 file's outputs from torch's, as a share of the largest logit, on up to 64
+    pictures as the network takes them, in batches of 1, 7 and 64. Raises ParityFailure above 1e-4.
     """
-    data, worst = prepared.splits.guardrail, 0.0
-    runner = runners(target, file or plain_onnx(candidate), 1)
+    worst, runner = 0.0, runners(target, file, threads)
     try:
         for size in (1, 7, 64):
-            part = data.take(np.arange(size) % len(data))
-            ours = next(iter(runner.run({PICTURES: prepared.pictures(part)}).values()))
-            theirs = prepared.outputs_of(candidate.model, part)
+            x = pictures[np.arange(size) % len(pictures)]
+            ours = next(iter(runner.run({PICTURES: x}).values()))
+            with torch.inference_mode():
+                theirs = model(torch.from_numpy(x)).float().numpy()
             apart = float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(theirs).max())))
             worst = max(worst, apart)
             if not apart <= PARITY:
@@ -155,6 +160,11 @@ def parity_of(prepared: Pictured, candidate: Candidate, file: Any = None, target
     finally:
         runner.close()
     return worst
+
+
+def _judged_by(prepared: Pictured) -> Array:
+    data = prepared.splits.guardrail
+    return prepared.pictures(data.take(np.arange(min(64, len(data)))))
 
 
 def write_network(
@@ -169,7 +179,7 @@ def write_network(
         files["model-int8.onnx"] = best.file
     if has_openvino():
         xml = ov.export(files["model.onnx"], work.path("model.xml"))
-        parity_of(prepared, best, xml, "openvino")
+        parity_of(xml, best.model, _judged_by(prepared), target="openvino")
         files |= {"openvino/model.xml": xml, "openvino/model.bin": xml.with_suffix(".bin")}
     facts = {**facts, "peak_memory_mib": peak_mib()}
     files["report.html"] = html.write(facts, work.path("report.html"))

@@ -12,9 +12,9 @@ from torch import Tensor, fx
 
 from paredown import planning
 from paredown.errors import InfeasibleBudget
+from paredown.files import state_of
 from paredown.layers import layers_of
 from paredown.pipeline._ladder import HOPELESS, MARGIN, out_of_reach
-from paredown.pipeline._loaders import state_of
 from paredown.pipeline._network_amounts import Amounts
 from paredown.pipeline._network_table import Table
 from paredown.pipeline._networks import Pictured

@@ -24,7 +24,7 @@ from paredown.importance import criteria as criteria_of
 from paredown.importance import score_channels
 from paredown.layers import WIDEST, input_grams, macs, places_of, widest
 from paredown.pipeline._memory import give_back_what_is_freed
-from paredown.pipeline._networks import JUDGED_MACS, Pictured, first_group, prepare_network
+from paredown.pipeline._networks import JUDGED_MACS, Pictured, first_groups, prepare_network
 from paredown.pipeline._settings import Progress
 from paredown.pipeline._study_settings import StudySettings, check, facts_of, plain, with_threads
 from paredown.planning import Product, Way, channel_plan, plan_of
@@ -267,7 +267,7 @@ def compare_network(
             progress.say(f"Criteria that invert what layers read are left out: a layer has over {WIDEST} inputs.")
             names = [name for name in names if "gram" not in registry.find("importance", name).NEEDS]
         tries = seeds * len(names) * len(fractions)
-        study, whole = NetworkStudy(asked, prepared, tries), tuple(filter(None, [first_group(prepared)]))
+        study, whole = NetworkStudy(asked, prepared, tries), first_groups(prepared)
         products = [Product(name, *about) for name, about in places_of(prepared.model).items()]
         progress.stage("Comparing criteria", tries)
         found: dict[tuple[str, float], list[Tried]] = {}

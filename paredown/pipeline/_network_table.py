@@ -22,7 +22,7 @@ from paredown.errors import InfeasibleBudget, ParedownError
 from paredown.importance import score_channels
 from paredown.layers import WIDEST, layers_of, places_of, widest
 from paredown.pipeline._network_stopwatch import NetworkStopwatch
-from paredown.pipeline._networks import BATCH, Pictured, first_group
+from paredown.pipeline._networks import BATCH, Pictured, first_groups
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._work import Work
 from paredown.planning import Way
@@ -115,7 +115,7 @@ class Table:
         named = self.settings.whole
         if named == "none":
             return ()
-        return tuple(filter(None, named.split(","))) if named else tuple(filter(None, [first_group(self.prepared)]))
+        return tuple(filter(None, named.split(","))) if named else first_groups(self.prepared)
 
     @cached_property
     def shares(self) -> dict[str, float]:

@@ -23,8 +23,9 @@ from paredown.pipeline._candidates import has_openvino
 from paredown.pipeline._claim import holds, slower, worse
 from paredown.pipeline._facts import plain, quality, speed
 from paredown.pipeline._memory import at_once
+from paredown.pipeline._network_run import parity_of
 from paredown.pipeline._network_stopwatch import on_target
-from paredown.pipeline._networks import BATCH, TIMED_SINGLES, named_alike
+from paredown.pipeline._networks import BATCH, TIMED_SINGLES, check_classes, named_alike
 from paredown.pipeline._settings import Progress
 from paredown.targets import PICTURES, export_graph
 from paredown.tasks import image_classification as task
@@ -65,6 +66,7 @@ def validate_network(
     if describe_graph(dense).fingerprint != opened.plan.fingerprint:
         raise FingerprintMismatch(f"{source} is not the network that {opened.folder} was made from.")
     data = named_alike(task.load(eval, part="test", size=size, middle=loaded.middle), loaded)
+    check_classes(data, loaded, len(dense(torch.zeros(1, 3, *size))[0]))
     progress.stage("Comparing answers")
     mean, std = manifest["mean"], manifest["std"]
     runner = opened.runner(threads=threads)
@@ -74,6 +76,11 @@ def validate_network(
         runner.close()
     with torch.inference_mode():
         whole = np.concatenate([dense(torch.from_numpy(x)).numpy() for x in _batches(data, mean, std)])
+    plain_file = opened.folder / bundles.SERVING["onnxruntime", "fp32"]
+    some = normalized(data.pixels[:BATCH], mean, std)
+    served_model = opened.model()
+    assert isinstance(served_model, fx.GraphModule)
+    parity = parity_of(plain_file, served_model, some) if plain_file.exists() else None
     drop = paired_drop(task, whole, small, data, confidence=confidence, seed=seed)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         progress.stage("Timing, interleaved", ROUNDS)
@@ -95,6 +102,7 @@ def validate_network(
         **quality(task, data, whole, small, drop),  # type: ignore[arg-type]
         "bound": drop.bound,
         "max_drop": gate,
+        "parity": parity,
         **faster,
         "samples": len(data),
         "claimed": {key: claim[key] for key in ("speedup", "drop", "quality_pruned")},

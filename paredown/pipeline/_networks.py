@@ -161,11 +161,13 @@ def prepare_network(settings: Settings, *, given: LoadedNetwork | None = None) -
 def named_alike(data: ImageData, loaded: LoadedNetwork) -> ImageData:
     """The pictures with labels as the network numbers its classes, where both have names.
 
-    Folders of which none has a name of the network's, and that are as many as its classes, are its classes in
-    alphabetical order: so are ImageNet's, which are named by WordNet's numbers.
+    Folders of a network that names none of its classes, or of which none has a name of the network's and that are as
+    many as its classes, are its classes in alphabetical order: so are ImageNet's, which are named by WordNet's numbers.
     """
-    if not data.classes or not loaded.labels or data.classes == loaded.labels:
+    if not data.classes or data.classes == loaded.labels:
         return data
+    if not loaded.labels:
+        return replace(data, notes=(*data.notes, IN_ORDER))
     strange = [name for name in data.classes if name not in loaded.labels]
     if len(strange) == len(data.classes) == len(loaded.labels):
         return replace(data, classes=loaded.labels, notes=(*data.notes, IN_ORDER))
@@ -183,8 +185,20 @@ def _check_answers(model: fx.GraphModule, example: Tensor, data: ImageData, load
         raise UnsupportedModel(f"{loaded.source} gives {list(answer.shape)} for 2 pictures, and [2, classes] is wanted")
     if not torch.isfinite(answer).all():
         raise UnsupportedModel(f"The outputs of {loaded.source} on pictures are not finite numbers.")
-    if data.labels.max() >= answer.shape[1]:
-        raise BadData(f"the data has the label {data.labels.max()}, and the network has {answer.shape[1]} classes")
+    check_classes(data, loaded, answer.shape[1])
+
+
+def check_classes(data: ImageData, loaded: LoadedNetwork, answers: int) -> None:
+    """Raises UnsupportedModel or BadData unless the names of classes, and the labels, are of so many answers."""
+    if loaded.labels and len(loaded.labels) != answers:
+        raise UnsupportedModel(f"{loaded.source} names {len(loaded.labels)} classes and gives {answers} answers")
+    if data.classes and len(data.classes) != answers:
+        raise BadData(
+            f"there are folders of {len(data.classes)} classes, and the network has {answers}, without names: all must "
+            "be there, since they are taken in alphabetical order"
+        )
+    if data.labels.max() >= answers:
+        raise BadData(f"the data has the label {data.labels.max()}, and the network has {answers} classes")
 
 
 def network_key(settings: Settings, prepared: Pictured) -> str:
@@ -212,10 +226,8 @@ def installed(target: str) -> bool:
     return importlib.util.find_spec(target) is not None
 
 
-def first_group(prepared: Pictured) -> str:
-    """The group of channels that the first layer makes; empty where those stay whole anyway."""
+def first_groups(prepared: Pictured) -> tuple[str, ...]:
+    """The groups of the channels that the first layer makes; none where those stay whole anyway."""
     first = next((layer.weight for layer in layers_of(prepared.model)), "")
-    for group in prepared.anatomy.channels:
-        if any(part.tensor == first and part.axis == 0 for part in group.slices):
-            return group.name
-    return ""
+    parts = {group.name: group.slices for group in prepared.anatomy.channels}
+    return tuple(name for name, own in parts.items() if any((one.tensor, one.axis) == (first, 0) for one in own))

@@ -294,7 +294,10 @@ class Settings:
             "channels": _said(self.channels),
             "macs": self.macs,
             "weights": self.weights,
-            **{name: value and ",".join(f"{one:g}" for one in value) for name, value in self.normalization().items()},
+            **{
+                name: value and ("x" if name == "size" else ",").join(f"{one:g}" for one in value)
+                for name, value in self.normalization().items()
+            },
             "minimum-channels": None if self.minimum_channels == 0.1 else self.minimum_channels,
             "multiple-of": self.multiple_of,
             "whole": self.whole,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from paredown import planning, sparsity
 from paredown.encoder import copied
+from paredown.files import state_of
 from paredown.network import network
-from paredown.pipeline._loaders import load_state, state_of
+from paredown.pipeline._loaders import load_state
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, calibration_batches
 from paredown.pipeline._rounds import Rounds

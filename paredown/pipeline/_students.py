@@ -15,9 +15,10 @@ from torch import Tensor
 
 from paredown import planning
 from paredown.errors import InfeasibleBudget
+from paredown.files import state_of
 from paredown.importance import score
 from paredown.pipeline._latency import Stopwatch, widths_of
-from paredown.pipeline._loaders import load_state, state_of
+from paredown.pipeline._loaders import load_state
 from paredown.pipeline._memory import give_back_what_is_freed
 from paredown.pipeline._prepare import Prepared, calibration_batches
 from paredown.pipeline._settings import Progress, Settings

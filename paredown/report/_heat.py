@@ -148,9 +148,11 @@ def _curve(facts: Facts, rows: Sequence[Facts], key: str, shares: Sequence[float
         strong = [*best[:STANDING_OUT], *best[-STANDING_OUT:]]
     named = lines if key == "criterion" else {name: lines[name] for name in lines if name in strong}
     room = max(draw.text_width(name) for name in named) + 24
-    frame = (72.0, 12.0, WIDTH - max(190.0, room), 320.0)
+    top, bottom = 12.0, 320.0
+    y = draw.Scale(*draw.padded([0.0, *(row["drop"]["value"] for row in rows)]), bottom, top)
+    ticks = [words.drop(metric, value) for value in y.ticks(5)]
+    frame = (max(72.0, *map(draw.text_width, ticks)) + 8, top, WIDTH - max(190.0, room), bottom)
     x = draw.Scale(*draw.padded(shares), frame[0], frame[2])
-    y = draw.Scale(*draw.padded([0.0, *(row["drop"]["value"] for row in rows)]), frame[3], frame[1])
     body = draw.axes(x, y, frame, x_words=lambda v: f"{v:.0%}", y_words=lambda v: words.drop(metric, v))
     if key == "criterion" and best:
         band = [(x(share), drop) for share, drop in lines[best[0]]]

@@ -216,7 +216,7 @@ def _figures(result: Facts) -> list[dict[str, Any]]:
     before, after = latency.get("dense"), latency.get("pruned")
     if words.finite(before) is not None or words.finite(after) is not None:
         gain = words.mapping(result.get("latency_speedup"))
-        ratio = f"{words.times(gain['value'])} faster" if words.finite(gain.get("value")) is not None else ""
+        ratio = words.faster(gain["value"]) if words.finite(gain.get("value")) is not None else ""
         figure, was = _change(before, after, words.milliseconds)
         lines = [ratio, _ninety_five(words.interval(gain, words.figure)), f"one {items.removesuffix('s')} at a time"]
         found.append(("Median latency (p50)", figure, was, lines))

@@ -13,7 +13,7 @@ UNKNOWN = "–"
 
 # These are shares of texts or pictures: they read as per cent and their differences as points. All others are plain
 # numbers.
-_SHARES = ("accuracy", "macro_f1", "f1", "micro_f1", "weighted_f1")
+_SHARES = ("accuracy", "top5", "macro_f1", "f1", "micro_f1", "weighted_f1")
 
 # The mean log-likelihood of a token is shown as perplexity, and what it loses as the share by which that rises.
 _LIKELIHOOD = "log_likelihood"
@@ -99,6 +99,12 @@ def times(value: object) -> str:
     """A ratio: 4.1 -> "4.10×"."""
     number = finite(value)
     return UNKNOWN if number is None else f"{figure(number)}×"
+
+
+def faster(value: object) -> str:
+    """A speed-up as a claim: "4.10× faster", "0.636× as fast"."""
+    number = finite(value)
+    return f"{times(value)} {'faster' if number is None or number >= 1 else 'as fast'}"
 
 
 def milliseconds(value: object) -> str:

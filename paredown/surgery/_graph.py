@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from paredown.errors import FingerprintMismatch
-from paredown.graph import fingerprint, measure_shapes, operator_of
+from paredown.graph import fingerprint, measure_shapes, operator_of, writes_over
 from paredown.surgery._cut import sliced, units_of, zero_consumers
 from paredown.types import Branch, GraphAnatomy, Group, Plan, Size
 
@@ -72,7 +72,7 @@ def _drop(graph: fx.Graph, nodes: dict[str, fx.Node], branch: Branch) -> None:
 
 def _change_nothing_but_its_own(node: fx.Node) -> None:
     """An operator that wrote its result over its input becomes one that does not: others may read that input now."""
-    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+    if isinstance(node.target, torch._ops.OpOverload) and writes_over(node):
         packet = getattr(torch.ops.aten, operator_of(node))
         node.target = getattr(packet, node.target._overloadname)
 

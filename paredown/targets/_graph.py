@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paredown.errors import MissingExtra, ParedownError
-from paredown.files import replacing
+from paredown.files import replacing, state_of
 from paredown.types import Array, Runner
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def save_graph(model: fx.GraphModule, folder: Path) -> Path:
 
     if not (folder / NODES).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS)
+        save_file(state_of(model), folder / WEIGHTS)
         with replacing(folder / NODES) as beside:  # written last: where it is, the folder is whole
             beside.write_text(json.dumps(to_json(model)))
     return folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def _archive(path: Path, part: str, size: tuple[int, int] | None) -> ImageData:
                 found = ", ".join(archive.files) or "nothing"
                 raise BadData(f"{path} holds no {missing[0]!r}: it has {found}; x_{part} and y_{part} are wanted.")
             pixels, labels = archive[names[0]], archive[names[1]]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadData(f"{path} cannot be read as an NPZ archive: {error}") from None
     if pixels.ndim == 4 and pixels.shape[-1] != 3 and pixels.shape[1] == 3:
         pixels = pixels.transpose(0, 2, 3, 1)
@@ -91,7 +92,10 @@ def _archive(path: Path, part: str, size: tuple[int, int] | None) -> ImageData:
         )
     labels = labels.reshape(-1)
     if len(labels) != len(pixels) or not np.issubdtype(labels.dtype, np.integer):
-        raise BadData(f"{path}: {names[1]} holds {len(labels)} {labels.dtype} for {len(pixels)} pictures.")
+        raise BadData(
+            f"{path}: {names[1]} holds {len(labels)} {labels.dtype} for {len(pixels)} pictures; an integer for each is "
+            "wanted."
+        )
     if not len(pixels):
         raise BadData(f"{path} holds no pictures in {names[0]}.")
     if labels.min() < 0:
@@ -134,14 +138,19 @@ def _opener(border: float) -> Any:
     def opened(file: Path, size: tuple[int, int] | None) -> Array:
         try:
             with Image.open(file) as picture:
-                plain = picture.convert("RGB")
+                plain = _eight_bits(picture).convert("RGB")
                 if size is not None:
                     plain = ImageOps.fit(plain, (size[1], size[0]), Image.Resampling.BILINEAR, bleed=border)
                 return np.asarray(plain)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadData(f"{file} cannot be read as a picture: {error}") from None
 
     return opened
+
+
+def _eight_bits(picture: Any) -> Any:
+    """A grey picture of 16 bits in its upper eight; Pillow alone would make all above 255 white."""
+    return picture.point(lambda value: value / 256).convert("L") if picture.mode.startswith("I") else picture
 
 
 def split(data: ImageData, evaluation: ImageData | None, *, seed: int = 0, guardrail_share: float = 0.6) -> ImageSplits:
@@ -154,6 +163,8 @@ def split(data: ImageData, evaluation: ImageData | None, *, seed: int = 0, guard
     if evaluation is None:
         first, rest = _shared_out(data.labels, 0.6, rng)
         data, evaluation = data.take(first), data.take(rest)
+    elif bool(evaluation.classes) != bool(data.classes):
+        raise BadData("training and evaluation pictures are two archives or two folders, whose classes have names")
     elif evaluation.classes != data.classes:
         strange = sorted(set(evaluation.classes) ^ set(data.classes))[0]
         raise BadData(f"the class {strange!r} is in one of training and evaluation pictures only")

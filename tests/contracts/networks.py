@@ -346,6 +346,38 @@ class Norms(nn.Module):
         return out
 
 
+class Corners(nn.Module):
+    """What few networks have: a filter that is not learnt, work in place on a shortcut, a slice counted from the end,
+    attention by one channel, places of maxima, pictures and channels put together, a group that only a transposed
+    convolution reads, an assignment.
+    """
+
+    blur: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = block(3, 8), conv(8, 6), conv(6, 8)
+        self.register_buffer("blur", torch.tensor([1.0, 2, 1]).outer(torch.tensor([1.0, 2, 1])).tile(8, 1, 1, 1) / 16)
+        self.beside, self.last_six = conv(8, 10), conv(6, 8)
+        self.attention, self.low, self.up = conv(8, 1, 1), conv(8, 6), nn.ConvTranspose2d(6, 8, 2, 2)
+        self.kept, self.spread, self.part = conv(8, 4), conv(4, 8), conv(8, 4)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = F.conv2d(self.stem(pictures), self.blur, padding=1, groups=8)
+        x = x + self.two(self.one(F.relu_(x)))
+        x = self.last_six(torch.cat([pictures, self.beside(x)], 1)[:, -6:])
+        x = x * torch.sigmoid(self.attention(x))
+        x = F.relu(self.up(F.max_pool2d(self.low(x), 2)))
+        places = F.max_pool2d(self.kept(x), 2, return_indices=True)
+        x = self.spread(F.max_unpool2d(*places, 2))
+        x = x.reshape(x.shape[0] * 8, -1).softmax(1).reshape(-1, 8, *x.shape[2:]) + x
+        y = torch.zeros_like(x)
+        y[:, 2:6] = self.part(x) + x[:, :4]
+        out: Tensor = self.fc(y.amax((2, 3)))
+        return out
+
+
 @dataclass(frozen=True)
 class Case:
     """How to make a network, the size of its pictures, the weights whose channels can go, and those that cannot."""
@@ -371,6 +403,7 @@ NETWORKS = {
     "shufflenet": Case(ShuffleNet, 8, ("body.1.body.0.0", "body.3.0"), ("fc",)),
     "resnext": Case(resnext, 8, ("conv1", "layers.0.body.0.0", "layers.1.body.1.0"), ("linear",)),
     "twice": Case(Twice, 8, ("first.0", "gate"), ("fc",)),
+    "corners": Case(Corners, 8, ("stem.0", "beside", "last_six", "low", "up"), ("kept", "spread", "fc")),
     "norms": Case(Norms, 8, ("one", "two", "three"), ("fc",)),
 }
 

@@ -17,7 +17,7 @@ from paredown.types import Array, GraphAnatomy, Plan
 from tests.contracts.networks import NETWORKS, example, network
 
 CRITERIA = tuple(n for n in registry.available("importance") if "channel" in registry.find("importance", n).UNITS)
-CASES = ("vgg", "cifar-resnet20", "mobilenetv2", "densenet", "se-resnet", "resnext", "twice")
+CASES = ("vgg", "cifar-resnet20", "mobilenetv2", "densenet", "se-resnet", "resnext", "twice", "corners")
 EVERY = pytest.mark.parametrize(("criterion", "name"), [(c, n) for c in CRITERIA for n in CASES])
 
 

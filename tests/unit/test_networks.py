@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import fx, nn
-from transformers import ViTImageProcessor
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from paredown.anatomy import describe_graph
 from paredown.errors import UnsupportedModel
@@ -29,6 +29,10 @@ def number():
     return 3
 def broken():
     raise RuntimeError("no such thing")
+def stops():
+    raise SystemExit("usage: train.py")
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
 """
 
 
@@ -60,6 +64,8 @@ def test_a_function_and_its_weights(mine: Path) -> None:
         ("my_networks:small", "more.safetensors", "the network has not, 'extra'"),
         ("my_networks:number", "weights.safetensors", "gives a int"),
         ("my_networks:broken", "weights.safetensors", "no such thing"),
+        ("my_networks:stops", "weights.safetensors", "SystemExit: usage"),
+        ("my_networks:lazy", "weights.safetensors", "lazy modules"),
         ("my_networks:none", "weights.safetensors", "gives no network"),
         ("no_such_module:small", "weights.safetensors", "gives no network"),
         (".", "weights.safetensors", "goes with package.module:factory"),
@@ -167,6 +173,25 @@ def test_pictures_are_cropped_as_the_preprocessor_does(
     path.write_text(json.dumps(told))
     found = _preprocessing(path)
     assert (found["size"], found["middle"]) == (size, middle)
+
+
+def test_a_folder_without_all_weights(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({key: value for key, value in state.items() if "classifier" not in key}, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedModel, match=r"lacks weights: no tensor 'classifier.*2 missing"):
+        load_network(str(tmp_path))
+
+
+def test_tracing_changes_nothing_of_the_module() -> None:
+    """Not even where a part of it is in eval mode, as frozen batch norm is."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)).train()
+    module[1].eval()
+    trace(module, torch.zeros(2, 3, 8, 8))
+    assert [one.training for one in module] == [True, False, True, True]
+    with pytest.raises(UnsupportedModel, match=r"a torch.nn.Module is wanted, and a dict is given"):
+        trace({}, torch.zeros(2, 3, 8, 8))  # type: ignore[arg-type]
 
 
 def test_a_damaged_folder(tmp_path: Path) -> None:

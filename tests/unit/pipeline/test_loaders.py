@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from paredown.anatomy import describe
 from paredown.encoder import Encoder
-from paredown.pipeline._loaders import cut_torch, state_of, stock_torch
+from paredown.files import state_of
+from paredown.pipeline._loaders import cut_torch, stock_torch
 from paredown.surgery import cut, fold
 from paredown.types import Plan
 from tests.contracts.families import batch, save, tiny

@@ -213,6 +213,15 @@ def test_what_is_asked_for_on_pictures_is_per_picture() -> None:
     assert words.asked({**result, "task": "text-classification"}).startswith("at most 5.00 ms per text and")
 
 
+def test_what_is_slower_is_not_called_faster() -> None:
+    result = samples.pictures()
+    gain = dict(result["latency_speedup"])
+    assert f"{words.times(gain['value'])} faster" in page(result).text
+    result["latency_speedup"] = {**gain, "value": 0.64, "low": 0.6, "high": 0.7}
+    text = page(result).text
+    assert "0.640× as fast" in text and "0.640× faster" not in text
+
+
 def test_a_network_of_which_nothing_was_cut_says_so() -> None:
     result = samples.pictures()
     result["channels"] = [{**row, "kept": row["channels"]} for row in result["channels"]]

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from paredown.report import _charts as charts
+from paredown.report import _heat as heat
 from paredown.report import _svg as draw
 from paredown.report import words
 from paredown.report._pareto import pareto
@@ -182,3 +183,15 @@ def test_a_log_scale_has_ticks_inside_it_however_far_it_reaches(low: float, high
     scale = draw.Scale(low, high, 0.0, 100.0, log=True)
     assert len(scale.ticks()) >= 2
     assert all(-1e-6 <= scale(tick) <= 100.000001 for tick in scale.ticks())
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_likelihood", "cosine"])
+def test_a_curve_has_room_for_what_its_ticks_say(metric: str) -> None:
+    rows = [
+        {"unit": "channels", "criterion": "l2", "fraction": share, "drop": {"value": lost, "low": lost, "high": lost}}
+        for share, lost in ((0.1, 0.08), (0.5, 0.83))
+    ]
+    (_, svg), *_ = heat.curves({"quality_metric": metric, "rows": rows})
+    ticks = [tick for tick in elements(svg, "tick") if tick.get("text-anchor") == "end"]
+    assert len(ticks) > 2
+    assert all(float(tick.get("x", 0)) >= draw.text_width(tick.text or "") for tick in ticks)

@@ -59,6 +59,36 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         task.load(tmp_path)
 
 
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez_compressed(tmp_path / "x.npz", x=rng.integers(0, 9, (40, 8, 8, 3), dtype=np.uint8), y=np.zeros(40, int))
+    whole = bytearray((tmp_path / "x.npz").read_bytes())
+    for at in range(100, 130):
+        whole[at] ^= 0xFF
+    (tmp_path / "x.npz").write_bytes(whole)
+    with pytest.raises(BadData, match="cannot be read as an NPZ"):
+        task.load(tmp_path / "x.npz")
+
+
+def test_grey_pictures_of_16_bits(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "cat").mkdir()
+    image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "cat" / "0.png")
+    assert (task.load(tmp_path).pixels == 128).all()
+
+
+def test_a_damaged_picture(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "cat").mkdir()
+    image.fromarray(pictures(1, size=32)[0]).save(tmp_path / "cat" / "0.png")
+    whole = bytearray((tmp_path / "cat" / "0.png").read_bytes())
+    at = whole.index(b"IDAT")
+    whole[at : at + 4] = b"\x00\x01\x02\x03"
+    (tmp_path / "cat" / "0.png").write_bytes(whole)
+    with pytest.raises(BadData, match=r"0\.png cannot be read"):
+        task.load(tmp_path)
+
+
 def test_a_folder_per_class(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for part, count in (("train", 3), ("val", 2)):
@@ -99,6 +129,8 @@ def test_splits_are_disjoint_and_in_proportion() -> None:
     assert [len(one) for one in (task.split(data, None).calibration, task.split(data, None).guardrail)] == [72, 28]
     with pytest.raises(BadData, match="at least 8"):
         task.split(data.take(range(20)), None)
+    with pytest.raises(BadData, match="two archives or two folders"):
+        task.split(data, task.ImageData(x[120:], y[120:], classes=("a", "b", "c", "d")))
     with pytest.raises(BadData, match="pictures of two sizes"):
         task.split(data, task.ImageData(pictures(30, size=7), y[:30]))
 
