@@ -88,12 +88,11 @@ class _Case:
     def divergence(self, model: Any) -> float:
         """KL(dense || model) in nats a picture, on pictures that neither scored nor re-fitted."""
         import torch
-        import torch.nn.functional as F
+
+        from paredown.pipeline import _network_table
 
         with torch.inference_mode():
-            pairs = [(F.log_softmax(model(x), 1), F.log_softmax(self.dense(x), 1)) for x in self.judging]
-            apart = [F.kl_div(ours, theirs, log_target=True, reduction="none").sum(1) for ours, theirs in pairs]
-        return float(torch.cat(apart).mean())
+            return _network_table.divergence(model, self.judging, [self.dense(x).log_softmax(1) for x in self.judging])
 
     def accuracy(self, answers: Any) -> float:
         return float((answers.argmax(1) == self.test.labels).mean())

@@ -158,13 +158,11 @@ class Table:
         """
 
         def compute() -> list[float]:
-            prepared, pictures = self.prepared, self._judging()
             self.progress.stage("Measuring what each part is worth", len(self.keys))
             with torch.no_grad():
-                wanted = [F.log_softmax(prepared.model(x), 1) for x in pictures]
                 found = []
                 for key in self.keys:
-                    found.append(_divergence(self._mended(self.plan_with([key])), pictures, wanted))
+                    found.append(divergence(self._mended(self.plan_with([key])), *self._judging))
                     self.progress.advance(note=f"{key[0]} {key[1]}")
             return found
 
@@ -174,14 +172,13 @@ class Table:
         """What the answers diverge by, in the same measure, of the network cut by a plan and re-fitted, where a re-fit
         is what follows.
         """
-        prepared, pictures = self.prepared, self._judging()
+        prepared = self.prepared
         with torch.no_grad():
-            wanted = [F.log_softmax(prepared.model(x), 1) for x in pictures]
             if self.settings.recover == "none":
                 small = cut_graph(prepared.model, prepared.anatomy, plan)
             else:
                 small = self._mended(plan, len(layers_of(prepared.model)))
-            return _divergence(small, pictures, wanted)
+            return divergence(small, *self._judging)
 
     def _mended(self, plan: Plan, most: int = MENDED) -> fx.GraphModule:
         """The network cut by a plan, with at most so many layers behind the first that lacks something re-fitted."""
@@ -211,13 +208,18 @@ class Table:
         count = self._affordable(len(data), FEWEST_FITTED, MOST_FITTED)
         return self.prepared.batches(data.take(np.arange(count)))
 
-    def _judging(self) -> list[Tensor]:
-        """Calibration pictures that did not score, where there are enough, each blended with another."""
+    @cached_property
+    def _judging(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Calibration pictures that did not score, where there are enough, each blended with another, and the dense
+        network's log-probabilities of them.
+        """
         data = self.prepared.splits.calibration
         count = self._affordable(len(data), FEWEST_JUDGED, MOST_JUDGED)
         first = min(len(self.prepared.scored), len(data) - count)
         pictures = self.prepared.pictures(data.take(np.arange(first, first + count)))
-        return list(torch.from_numpy(blended(pictures)).split(BATCH))
+        batches = list(torch.from_numpy(blended(pictures)).split(BATCH))
+        with torch.no_grad():
+            return batches, [F.log_softmax(self.prepared.model(x), 1) for x in batches]
 
     def _affordable(self, there: int, fewest: int, most: int) -> int:
         """How many pictures every key may be tried on."""
@@ -309,7 +311,7 @@ class Table:
         return {"plan": best[1].to_json(), "seconds": best[0], "predictions": predictions}
 
 
-def _divergence(model: fx.GraphModule, pictures: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def divergence(model: fx.GraphModule, pictures: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """KL(dense || model) in nats a picture; `wanted` are the dense network's log-probabilities."""
     total = 0.0
     for x, y in zip(pictures, wanted, strict=True):

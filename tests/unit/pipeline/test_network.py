@@ -191,7 +191,7 @@ def test_stopped_and_started_again(
     def never(*_: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(_network_table, "_divergence", never)
+    monkeypatch.setattr(_network_table, "divergence", never)
     assert prune(network, data, tmp_path / "out", macs=0.6, by_sensitivity=True).report()["macs_pruned"]
 
 
