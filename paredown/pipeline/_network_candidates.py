@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from paredown.pipeline import _loaders
 from paredown.pipeline._candidates import BASELINE, Candidate, has_openvino, not_int8
-from paredown.pipeline._network_stopwatch import on_target
+from paredown.pipeline._network_stopwatch import in_int8, on_target
 from paredown.pipeline._networks import Pictured
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
-from paredown.quantization import int8
 from paredown.surgery import parameters
-from paredown.targets import PICTURES, export_graph
-from paredown.types import Array, Plan
+from paredown.targets import export_graph
+from paredown.types import Plan
 from paredown.validation.timing import Alternative
-
-CALIBRATED = 128  # pictures that int8 takes its ranges from
 
 
 def dense_candidates(prepared: Pictured, settings: Settings, work: Work, progress: Progress) -> list[Candidate]:
@@ -71,9 +65,7 @@ def _in_int8(plain: Candidate, prepared: Pictured, settings: Settings, work: Wor
     """The same as ONNX Runtime int8, its ranges those of calibration pictures."""
     source = plain.file
     assert source is not None
-    quantized = work.file(
-        f"{source.stem}-int8.onnx", lambda path: int8.quantize_static(source, path, calibration(prepared))
-    )
+    quantized = work.file(f"{source.stem}-int8.onnx", lambda path: in_int8(prepared, source, path))
     name = f"{plain.name} int8"
     return replace(
         plain,
@@ -86,13 +78,6 @@ def _in_int8(plain: Candidate, prepared: Pictured, settings: Settings, work: Wor
         eligible=not not_int8(settings),
         note=not_int8(settings),
     )
-
-
-def calibration(prepared: Pictured) -> Sequence[Mapping[str, Array]]:
-    """Batches of the pictures that int8 takes its ranges from."""
-    data = prepared.splits.calibration
-    part = data.take(np.arange(min(CALIBRATED, len(data))))
-    return [{PICTURES: batch.numpy()} for batch in prepared.batches(part, 32)]
 
 
 def _stem(name: str) -> str:

@@ -64,12 +64,17 @@ def made_of(
         ]  # the network that was asked for is the answer
     else:
         progress.stage("Timing the dense network on every runtime")
-        dense = {c.alternative.name: c.alternative for c in candidates if c.kind == BASELINE and c.alternative}
-        stored = work.json("dense-seconds", lambda: [watch.against([*dense.values()]), watch.dense])
+        dense = {
+            one.name: one for one in candidates if one.kind == BASELINE or (one.precision == "int8" and one.eligible)
+        }
+        ways = [one.alternative for one in dense.values() if one.alternative]
+        stored = work.json("dense-seconds", lambda: [watch.against(ways), watch.dense])
+        seconds: dict[str, float] = stored[0]
         watch.dense = watch.dense or float(stored[1])
-        fastest = min(stored[0], key=stored[0].__getitem__)
-        candidates.sort(key=lambda one: one.alternative is None or one.alternative.name != fastest)
-        students = shop.for_speed(stored[0][fastest])
+        watch.dense_int8 = next((seconds[name] for name, one in dense.items() if one.precision == "int8"), None)
+        fastest = min((name for name, one in dense.items() if one.kind == BASELINE), key=seconds.__getitem__)
+        candidates.sort(key=lambda one: one.name != fastest)
+        students = shop.for_speed(seconds[fastest])
     for student in students:
         made = student_candidates(student, prepared, settings, work, progress)
         if settings.sized and settings.gate is None:

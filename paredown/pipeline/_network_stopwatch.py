@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from paredown.pipeline import _loaders
 from paredown.pipeline._networks import Pictured
 from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._work import Work
-from paredown.targets import export_graph, save_graph
+from paredown.quantization.int8 import quantize_static
+from paredown.targets import PICTURES, export_graph, save_graph
 from paredown.validation.timing import Alternative, Timing, measure
 
 ROUNDS = 25  # at most; fewer where they would take longer than the seconds that each alternative has
+CALIBRATED = 128  # pictures that int8 takes its ranges from
 SECONDS = 1.5  # of timing each: what a part saves is a few per cent of a pass, and each pass is as far off as that
 
 
@@ -34,6 +36,7 @@ class NetworkStopwatch:
     work: Work
     metric: str
     dense: float = field(init=False, default=0.0)
+    dense_int8: float | None = field(init=False, default=None)  # of its int8 form, where that may be the answer
 
     def __post_init__(self) -> None:
         batches, singles = self.prepared.timing()
@@ -41,10 +44,15 @@ class NetworkStopwatch:
         self._singles = singles if self.metric == "single" else []
 
     def time(
-        self, models: Mapping[str, fx.GraphModule], *, seconds: float = SECONDS, progress: Progress | None = None
+        self,
+        models: Mapping[str, fx.GraphModule],
+        *,
+        int8: bool = False,
+        seconds: float = SECONDS,
+        progress: Progress | None = None,
     ) -> dict[str, float]:
-        """Seconds of each by name, as multiples of the dense one's in the same run times its first measured time;
-        `seconds` are spent on timing each.
+        """Seconds of each by name, as it is or in int8, as multiples of the dense one's in the same run times its first
+        measured time; `seconds` are spent on timing each.
         """
         names, found, folder = list(models), dict[str, float](), self.work.path("probes")
         size = self.prepared.together - 1
@@ -54,7 +62,11 @@ class NetworkStopwatch:
             folder.mkdir()
             ways = []
             for number, name in enumerate(part):
-                ways.append(on_target(self.settings.target, models[name], name, folder / f"{number}.onnx"))
+                way = on_target(self.settings.target, models[name], name, folder / f"{number}.onnx")
+                if int8:
+                    file = in_int8(self.prepared, Path(way.path), folder / f"{number}-int8.onnx")
+                    way = replace(way, path=str(file))
+                ways.append(way)
                 if progress:
                     progress.advance(0.5)
             found |= self.against(ways, seconds=seconds)
@@ -83,6 +95,14 @@ class NetworkStopwatch:
 
     def _seconds(self, timing: Timing) -> Any:
         return timing.offline_seconds if self.metric == "offline" else np.median(timing.single_ms, axis=1) / 1e3
+
+
+def in_int8(prepared: Pictured, source: Path, path: Path) -> Path:
+    """`path`, an ONNX file of a network of these pictures in int8, its ranges those of calibration pictures."""
+    data = prepared.splits.calibration
+    part = data.take(np.arange(min(CALIBRATED, len(data))))
+    batches = [{PICTURES: batch.numpy()} for batch in prepared.batches(part, 32)]
+    return quantize_static(source, path, batches)
 
 
 def on_target(target: str, model: fx.GraphModule, name: str, file: Path) -> Alternative:

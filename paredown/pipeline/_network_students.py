@@ -28,9 +28,21 @@ from paredown.types import Plan
 # Speed-ups of the students that are tried when a drop is the dial. Of the CIFAR ResNets the deeper one lost 0.8 points
 # at 1.3 times without training, the other 3.
 REFITTED = (1.15, 1.35, 1.6)
-TRAINED = (1.6, 2.0, 3.0)
+TRAINED = (1.4, 1.9, 2.8)  # beside the most careful of those
 BRIEFLY_TRAINED = 1.4  # with less than two minutes: what is cut deeper does not come back in that time
 FEW_MINUTES = 2.0
+
+MILDER = "milder"  # than what reaches the target as it is: it reaches it in int8
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A student to make: the seconds that it may take, as it is or in int8, and whether it shares the minutes."""
+
+    name: str
+    seconds: float
+    trained: bool
+    int8: bool = False
 
 
 @dataclass
@@ -47,37 +59,44 @@ class NetworkWorkshop:
 
     def for_speed(self, dense_seconds: float) -> list[Student]:
         """The students of a run whose dial is a speed or a drop; `dense_seconds` are the fastest dense model's."""
-        settings, watch = self.settings, self.table.watch
-        students: list[Student] = []
-        for name, seconds, minutes in self._rungs(dense_seconds):
+        settings = self.settings
+        planned: list[tuple[Rung, Plan, tuple[dict[str, Any], ...]]] = []
+        closest: list[float] = []  # seconds of those that are out of reach
+        for rung in self._rungs(dense_seconds):
             try:
-                plan, taken, predictions = self.table.plan(name, seconds)
+                plan, taken, predictions = self.table.plan(rung.name, rung.seconds, int8=rung.int8)
             except InfeasibleBudget as error:
-                if settings.dial == "max_drop":
-                    self.progress.say(f"{name} is out of reach on {settings.target}.")
-                    continue
-                closest = dense_seconds / error.closest if settings.dial == "speedup" else error.closest * 1e3
-                raise out_of_reach(settings, closest) from None
-            if settings.dial != "max_drop" and taken * HOPELESS > seconds:
-                raise out_of_reach(settings, dense_seconds / taken if settings.dial == "speedup" else taken * 1e3)
-            students.append(self.student(name, plan, minutes, predictions))
-        assert watch.dense
-        return students
+                missed, taken = True, error.closest
+            else:
+                missed = settings.dial != "max_drop" and taken * HOPELESS > rung.seconds
+                planned += [] if missed else [(rung, plan, predictions)]
+            if missed:
+                closest.append(taken)
+                self.progress.say(f"{rung.name} is out of reach on {settings.target}.")
+        if settings.dial != "max_drop" and closest and not planned:
+            best = min(closest)
+            raise out_of_reach(settings, dense_seconds / best if settings.dial == "speedup" else best * 1e3)
+        minutes = settings.minutes / max(1, sum(rung.trained for rung, _, _ in planned))
+        return [self.student(rung.name, plan, minutes * rung.trained, told) for rung, plan, told in planned]
 
-    def _rungs(self, dense_seconds: float) -> list[tuple[str, float, float]]:
-        """(name, seconds, minutes of training) of the students to make."""
+    def _rungs(self, dense_seconds: float) -> list[Rung]:
+        """The students to make; for a speed that the dense network has not even in int8, also one that has it so."""
         settings, watch = self.settings, self.table.watch
-        minutes = settings.minutes if settings.trains else 0.0
+        trained = settings.trains and settings.minutes > 0
         if settings.dial != "max_drop":
             goal = settings.latency_ms / 1e3 if settings.latency_ms else dense_seconds / (settings.speedup or 1.0)
-            return [] if goal / MARGIN >= watch.dense else [("at the target", goal / MARGIN, minutes)]
-        if not minutes:
-            speeds: list[tuple[float, float]] = [(speed, 0.0) for speed in REFITTED]
-        elif minutes < FEW_MINUTES:
-            speeds = [(BRIEFLY_TRAINED, minutes)]
+            goal /= MARGIN
+            rungs = [Rung("at the target", goal, trained)] if goal < watch.dense else []
+            if watch.dense_int8 and goal < watch.dense_int8 < watch.dense:
+                rungs.append(Rung(MILDER, goal, trained, int8=True))
+            return rungs
+        if not trained:
+            speeds = [(speed, False) for speed in REFITTED]
+        elif settings.minutes < FEW_MINUTES:
+            speeds = [(BRIEFLY_TRAINED, True)]
         else:
-            speeds = [(REFITTED[1], 0.0), *((speed, minutes / len(TRAINED)) for speed in TRAINED)]
-        return [(f"{speed:g} times{', trained' * bool(taken)}", watch.dense / speed, taken) for speed, taken in speeds]
+            speeds = [(REFITTED[0], False), *((speed, True) for speed in TRAINED)]
+        return [Rung(f"{speed:g} times{', trained' * learns}", watch.dense / speed, learns) for speed, learns in speeds]
 
     # ------------------------------------------------------------------------------------------------- for an amount
 

@@ -177,11 +177,13 @@ class Table:
             if self.settings.recover == "none":
                 small = cut_graph(prepared.model, prepared.anatomy, plan)
             else:
-                small = self._mended(plan, len(layers_of(prepared.model)))
+                small = self._mended(plan, None)
             return divergence(small, *self._judging)
 
-    def _mended(self, plan: Plan, most: int = MENDED) -> fx.GraphModule:
-        """The network cut by a plan, with at most so many layers behind the first that lacks something re-fitted."""
+    def _mended(self, plan: Plan, most: int | None = MENDED) -> fx.GraphModule:
+        """The network cut by a plan, and the first `most` layers from the one that lacks something on re-fitted; None
+        for all.
+        """
         prepared = self.prepared
         small = cut_graph(prepared.model, prepared.anatomy, plan)
         left = {layer.node: layer for layer in layers_of(small)}
@@ -265,35 +267,37 @@ class Table:
 
     # -------------------------------------------------------------------------------------------------------- plans
 
-    def plan(self, name: str, seconds: float) -> tuple[Plan, float, tuple[dict[str, Any], ...]]:
-        """The plan that takes at most `seconds` as measured, what it takes, and how that was predicted: solved, timed,
-        and solved again until both agree. More is asked of the table where a plan was too slow, and less where it was
-        faster than it need be. Raises InfeasibleBudget with the fewest seconds.
+    def plan(self, name: str, seconds: float, *, int8: bool = False) -> tuple[Plan, float, tuple[dict[str, Any], ...]]:
+        """The plan that takes at most `seconds` as measured, in int8 or as it is, what it takes, and how that was
+        predicted: solved, timed, and solved again until both agree. More is asked of the table where a plan was too
+        slow, and less where it was faster than it need be. Raises InfeasibleBudget with the fewest seconds.
         """
-        stored = self.work.json(f"plan-{name}", lambda: self._solved(name, seconds))
+        stored = self.work.json(f"plan-{name}", lambda: self._solved(name, seconds, int8))
         return Plan.from_json(stored["plan"]), float(stored["seconds"]), tuple(stored["predictions"])
 
-    def _solved(self, name: str, seconds: float) -> dict[str, Any]:
+    def _solved(self, name: str, seconds: float, int8: bool) -> dict[str, Any]:
         prepared, parts = self.prepared, planning.ways_of(self.prepared.anatomy, self.seconds, self.errors)
+        dense = (self.watch.dense_int8 or 0.0) if int8 else self.watch.dense
         self.progress.stage(f"Planning {name}", TURNS)
         predictions: list[dict[str, Any]] = []
         tried: dict[str, tuple[float, Plan]] = {}
-        goal = wanted = self.watch.dense - seconds  # `wanted` is what the table is asked for
+        goal = dense - seconds
         little, enough = 0.0, math.inf  # of what it was asked for
-        factor = 1.0  # what is really saved of what the table says
+        factor = dense / self.watch.dense  # what is really saved of what the table says, which is of fp32
+        wanted = goal / factor  # of the table
         most = sum(max(way.saved for way in part) for part in parts)
         for turn in range(1, TURNS + 1):
             try:
                 ways = planning.choose(parts, wanted)
             except InfeasibleBudget as error:  # of the first turn: later ones ask for what there is
-                error.closest = self.watch.dense - error.closest
+                error.closest = dense - factor * error.closest
                 raise
             saved = sum(way.saved for way in ways)
-            predicted = self.watch.dense - factor * saved
+            predicted = dense - factor * saved
             plan = planning.plan_of(prepared.anatomy, self.scores, ways, f"{self.criterion}, as timed")
             if plan.id not in tried:
                 small = cut_graph(prepared.model, prepared.anatomy, plan)
-                tried[plan.id] = self.watch.time({name: small}, seconds=CAREFUL)[name], plan
+                tried[plan.id] = self.watch.time({name: small}, seconds=CAREFUL, int8=int8)[name], plan
                 told = {"predicted_ms": predicted * 1e3, "measured_ms": tried[plan.id][0] * 1e3}
                 predictions.append({"round": turn, "what": name, **told})
             measured = tried[plan.id][0]
@@ -302,7 +306,7 @@ class Table:
             if saved <= 0 or (fits and abs(predicted / measured - 1) <= AGREEMENT):
                 break
             little, enough = (little, min(enough, wanted)) if fits else (max(little, wanted), enough)
-            factor = max(LEAST_SAVED, (self.watch.dense - measured) / saved)
+            factor = max(LEAST_SAVED * dense / self.watch.dense, (dense - measured) / saved)
             wanted = min(goal / factor, STRIDE * wanted, most)
             if not little < wanted < enough:
                 wanted = (little + min(enough, most)) / 2
