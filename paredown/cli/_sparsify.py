@@ -9,6 +9,7 @@ import typer
 from paredown.cli import _options as options
 from paredown.cli import _output
 from paredown.cli._progress import shown
+from paredown.cli._values import amount
 
 ZEROS = "Zeros"
 
@@ -31,7 +32,7 @@ def sparsify(
         typer.Option(
             "--sparsity",
             metavar="SHARE",
-            parser=options.amount,
+            parser=amount,
             show_default=False,
             help="0.8 or 80% of the layers' weights become zero; n:m says it itself.",
             rich_help_panel=ZEROS,

@@ -6,15 +6,25 @@ Colours and fonts live in the page's style sheet; here are only class names, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from markupsafe import Markup
 
 from paredown.report import _svg as draw
 from paredown.report import words
 
 Facts = Mapping[str, Any]
 
+WIDE, NARROW = 860.0, 360.0  # pixels: every picture is drawn for a desktop page and again for a phone
 MOST_ROWS = 240  # of groups of channels: at 4 pixels each they fill a screen
+
+
+def pictures(chart: Callable[[Facts, float], str], result: Facts) -> tuple[Any, Any] | None:
+    """The picture for a desktop page and the one for a phone, both safe for the template; None without data."""
+    # The charts escape every text themselves; nothing else of the page bypasses the template's escaping.
+    wide = chart(result, WIDE)
+    return (Markup(wide), Markup(chart(result, NARROW))) if wide else None
 
 
 def kept(result: Facts, width: float) -> str:

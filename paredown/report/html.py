@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from markupsafe import Markup
 from paredown.errors import ParedownError
 from paredown.files import replacing
 from paredown.report import _charts as charts
-from paredown.report import _heat, _pareto, words
+from paredown.report import _kept as kept
+from paredown.report import _pareto, words
 
 Facts = Mapping[str, Any]
-
-WIDE, NARROW = 860.0, 360.0  # pixels: every picture is drawn for a desktop page and again for a phone
 
 
 def write(result: Mapping[str, Any], path: Path) -> Path:
@@ -36,38 +34,6 @@ def write(result: Mapping[str, Any], path: Path) -> Path:
     except OSError as error:
         raise ParedownError(f"The report {path} cannot be written: {error.strerror or error}.") from error
     return path
-
-
-def _no_cut(result: Mapping[str, Any]) -> str:
-    """What to say where the answer, or the closest to one, is a dense model, or one that only has zeros; empty where
-    something was cut.
-    """
-    name = words.chosen(result).get("name")
-    if words.zeros(result) and _keeps_all(result):
-        return "No layer, head or neuron was cut: weights were made zero."
-    if words.mappings(result.get("kept")) or _narrowed(result) or not name:
-        return ""
-    return f"Nothing was cut: {name} is {'recommended' if result.get('accepted') else 'the closest candidate'}."
-
-
-def _keeps_all(result: Facts) -> bool:
-    """Whether every layer of the dense model stays, with all its heads and neurons."""
-    anatomy, stays = words.mapping(result.get("anatomy")), words.mappings(result.get("kept"))
-    return len(stays) == words.whole(anatomy.get("layers")) and all(
-        len(words.numbers(row.get("heads"))) == words.whole(anatomy.get("heads"))
-        and words.whole(row.get("neurons")) == words.whole(anatomy.get("neurons"))
-        for row in stays
-    )
-
-
-def _narrowed(result: Facts) -> bool:
-    """Whether channels or residual branches were cut."""
-    return _gone(result) > 0 or any(stay < of for _, of, stay in charts.channel_rows(result))
-
-
-def _gone(result: Facts) -> int:
-    """How many residual branches are gone."""
-    return sum(branch.get("gone") is True for branch in words.mappings(result.get("branches")))
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -89,7 +55,7 @@ def _template() -> Any:
 def view(result: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows, put in words: texts, rows of texts, and pictures."""
     css, badge, sentence = words.verdict(result)
-    no_cut = _no_cut(result)
+    no_cut = kept.no_cut(result)
     data = words.mapping(result.get("data"))
     return {
         "css": css,
@@ -105,20 +71,20 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "metric": words.metric_name(result.get("quality_metric")),
         "rejected": css == "rejected",
         "no_cut": no_cut,
-        "kept": "" if no_cut else _pictures(charts.kept, result),
-        "kept_summary": _kept_summary(result),
-        "channels": _channels(result),
-        "zeros": _zeros(result),
+        "kept": "" if no_cut else charts.pictures(charts.kept, result),
+        "kept_summary": kept.summary(result),
+        "channels": kept.channels(result),
+        "zeros": kept.zeros(result),
         "folds": _texts(result.get("folds")),
-        "pareto": _pictures(_pareto.pareto, result),
+        "pareto": charts.pictures(_pareto.pareto, result),
         "unplotted": _pareto.unplotted(result),
         "legend": _legend(result),
         "candidates": [_candidate(result, number, c) for number, c in _numbered(result)],
         "timings": _timings(result),
-        "lengths": _pictures(charts.lengths, result),
+        "lengths": charts.pictures(charts.lengths, result),
         "prediction": _prediction(result),
         "rounds": _rounds(result),
-        "recovery": _pictures(charts.recovery, result),
+        "recovery": charts.pictures(charts.recovery, result),
         "generation": _generation(result),
         "splits": [
             (name, words.count(data[name]), use)
@@ -138,15 +104,6 @@ def view(result: Mapping[str, Any]) -> dict[str, Any]:
         "model": str(result.get("model") or ""),
         "items": words.items(result),
     }
-
-
-def _pictures(chart: Callable[[Facts, float], str], result: Facts) -> tuple[Any, Any] | None:
-    """The picture for a desktop page and the one for a phone, both safe for the template; None without data."""
-    from markupsafe import Markup
-
-    # The charts escape every text themselves; nothing else of the page bypasses the template's escaping.
-    wide = chart(result, WIDE)
-    return (Markup(wide), Markup(chart(result, NARROW))) if wide else None
 
 
 def _texts(value: object) -> list[str]:
@@ -267,85 +224,6 @@ def _metrics(result: Facts) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _kept_summary(result: Facts) -> list[str]:
-    """ "5 of 6 layers", "41 of 72 heads", ...: what stays of the dense model."""
-    anatomy, stays = words.mapping(result.get("anatomy")), words.mappings(result.get("kept"))
-    layers, heads, neurons = (words.whole(anatomy.get(name)) for name in ("layers", "heads", "neurons"))
-    if not layers or not stays:
-        return []
-    found = [f"{len(stays)} of {layers} layers"]
-    if heads:
-        found.append(f"{sum(len(words.numbers(row.get('heads'))) for row in stays)} of {layers * heads} heads")
-    if neurons:
-        total, left = layers * neurons, sum(words.whole(row.get("neurons")) or 0 for row in stays)
-        found.append(f"{left:,} of {total:,} FFN neurons ({100 * left / total:.0f} %)")
-    return found
-
-
-def _channels(result: Facts) -> dict[str, Any] | None:
-    """What stays of a network's channels: a sentence, the picture of it, and what is left whole; None where nothing
-    was cut.
-    """
-    if not _narrowed(result):
-        return None
-    rows, branches = charts.channel_rows(result), words.mappings(result.get("branches"))
-    said = []
-    if rows:
-        narrower, stay, of = (sum(values) for values in zip(*((0 < s < c, s, c) for _, c, s in rows), strict=True))
-        groups = f"{narrower} of {_counted(len(rows), 'group')} of channels"
-        said += [f"{groups} {_are(narrower)} narrower", f"{stay:,} of {_counted(of, 'channel')} stay"]
-    if branches:
-        said.append(f"{_gone(result)} of {len(branches)} residual branches {_are(_gone(result))} gone")
-    dense, pruned = (words.finite(result.get(name)) for name in ("macs_dense", "macs_pruned"))
-    if dense and pruned is not None:
-        said.append(f"{100 * pruned / dense:.0f} % of the multiply-accumulates stay")
-    return {
-        "sentence": ", ".join(said),
-        "picture": _pictures(charts.channels, result),
-        "gone": _gone(result) > 0,
-        "whole": _whole(result),
-    }
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number:,} {name}" + ("" if number == 1 else "s")
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _whole(result: Facts, most: int = 3) -> list[str]:
-    """Why tensors were left whole, and which, some of each: "the network's answer: fc.weight"."""
-    reasons: dict[str, list[str]] = {}
-    for tensor, why in words.mapping(result.get("whole")).items():
-        reasons.setdefault(re.sub(r" \([^()]*\)$", "", str(why)), []).append(str(tensor))  # without the node's name
-    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
-    found = []
-    for why, tensors in ordered[:most]:
-        rest = f" and {len(tensors) - most:,} more" if len(tensors) > most else ""
-        found.append(f"{why}: {', '.join(tensors[:most])}{rest}")
-    others = sum(len(tensors) for _, tensors in ordered[most:])
-    return [*found, f"{_counted(others, 'tensor')} for other reasons"] if others else found
-
-
-def _zeros(result: Facts) -> dict[str, Any] | None:
-    """How many weights of each matrix are zero: a sentence and a map, a row per layer."""
-    facts = words.mapping(result.get("zeros"))
-    matrices = words.mappings(facts.get("matrices"))
-    if not matrices:
-        return None
-    rows: dict[str, dict[str, float | None]] = {}
-    for one in matrices:
-        layer, _, part = re.sub(r"^.*?\.(\d+)\.", r"\1 ", str(one["matrix"])).partition(" ")
-        rows.setdefault(layer, {})[part] = words.finite(one["sparsity"])
-    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
-    values = [[row.get(part) for part in parts] for row in rows.values()]
-    sentence = f"{words.zeros(result)}. What is not zero is stored and multiplied, nothing else."
-    picture = Markup(_heat.picture("Share of zeros by layer and matrix", [f"L{layer}" for layer in rows], values))
-    return {"sentence": sentence, "columns": ", ".join(parts), "picture": picture}
-
-
 def _numbered(result: Facts) -> list[tuple[int, Facts]]:
     return list(enumerate(words.mappings(result.get("candidates")), 1))
 
@@ -377,7 +255,6 @@ def _candidate(result: Facts, number: int, candidate: Facts) -> dict[str, Any]:
 
 def _legend(result: Facts) -> list[tuple[Any, str]]:
     """A marker and its meaning, for those kinds and states only that the plot shows."""
-    from markupsafe import Markup
 
     kinds = [str(c.get("kind")) for _, c in _numbered(result)]
     states = [words.status(c) for _, c in _numbered(result)]

@@ -13,7 +13,7 @@ import typer
 
 from paredown.cli import main
 from paredown.cli._app import command
-from paredown.cli._options import amount, deviations, figures, picture_size, share
+from paredown.cli._values import amount, deviations, figures, picture_size, share
 
 if TYPE_CHECKING:
     from conftest import Fake
