@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
-
 from paredown import planning
 from paredown.errors import InfeasibleBudget
 from paredown.layers import macs, places_of
 from paredown.pipeline._network_table import Table
-from paredown.surgery import cut_graph
+from paredown.surgery import cut_graph, parameters
 from paredown.types import Budget, Limits, Plan, Scores
 
 HALVINGS = 12  # of a share: to within a thousandth
@@ -85,7 +83,7 @@ class Amounts:
         """The least error in all for the budget, from what each part costs and loses alone."""
         table = self.table
         model, anatomy = table.prepared.model, table.prepared.anatomy
-        count = macs if budget.metric == "macs" else _parameters
+        count = macs if budget.metric == "macs" else parameters
         whole = count(model)
 
         def saved() -> list[float]:
@@ -106,7 +104,3 @@ class Amounts:
             least = count(cut_graph(model, anatomy, narrowest))
             raise planning.infeasible(budget.keep * whole, least)
         return best
-
-
-def _parameters(model: fx.GraphModule) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

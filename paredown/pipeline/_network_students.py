@@ -22,7 +22,7 @@ from paredown.pipeline._settings import Progress, Settings
 from paredown.pipeline._students import Student
 from paredown.pipeline._work import Work
 from paredown.recovery import refit_graph, train_on_pictures
-from paredown.surgery import cut_graph
+from paredown.surgery import cut_graph, parameters
 from paredown.types import Plan
 
 # Speed-ups of the students that are tried when a drop is the dial. Of the CIFAR ResNets the deeper one lost 0.8 points
@@ -134,8 +134,12 @@ class NetworkWorkshop:
             outputs = self.prepared.outputs_of(made.model, data)
             return {"quality": float(task.per_example(outputs, data).mean())}
 
-        size = sum(parameter.numel() for parameter in made.model.parameters())
-        return {"round": number, "plan_id": plan.id, "parameters": size, **self.work.json(f"judged-{number}", judged)}
+        return {
+            "round": number,
+            "plan_id": plan.id,
+            "parameters": parameters(made.model),
+            **self.work.json(f"judged-{number}", judged),
+        }
 
     # --------------------------------------------------------------------------------------------------------- one
 

@@ -29,7 +29,7 @@ from paredown.pipeline._settings import Progress
 from paredown.pipeline._study_settings import StudySettings, check, facts_of, plain, with_threads
 from paredown.planning import Product, Way, channel_plan, plan_of
 from paredown.recovery import refit_graph, refit_inputs
-from paredown.surgery import cut_graph
+from paredown.surgery import cut_graph, parameters
 from paredown.tasks.image_classification import ImageData
 from paredown.types import BRANCHES, Array, Budget, Plan, Scores
 from paredown.validation.quality import mean_drop
@@ -134,7 +134,7 @@ class NetworkStudy:
         return batches[: max(1, MOST_REFITTED // len(batches[0]))]
 
     def _judged(self, small: fx.GraphModule) -> Tried:
-        return Tried(self.prepared.outputs_of(small, self.judging), macs(small), _parameters(small))
+        return Tried(self.prepared.outputs_of(small, self.judging), macs(small), parameters(small))
 
     def row(self, tried: Sequence[Tried]) -> dict[str, Any]:
         """What networks lose that are the same but for their seeds: accuracy with an interval, the divergence from the
@@ -163,7 +163,7 @@ class NetworkStudy:
             data=self.judging,
             dense=self.dense,
             family=prepared.anatomy.family,
-            parameters=_parameters(prepared.model),
+            parameters=parameters(prepared.model),
             notes=notes,
         )
         groups = {group.name: group.units for group in prepared.anatomy.channels}
@@ -310,7 +310,3 @@ def _divergence(dense: Array, other: Array) -> float:
     """KL(dense || other) in nats a picture."""
     ours, theirs = (F.log_softmax(torch.from_numpy(one).double(), 1) for one in (dense, other))
     return float(F.kl_div(theirs, ours, log_target=True, reduction="batchmean"))
-
-
-def _parameters(model: fx.GraphModule) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
