@@ -64,15 +64,15 @@ def made_of(
         ]  # the network that was asked for is the answer
     else:
         progress.stage("Timing the dense network on every runtime")
-        dense = {
-            one.name: one for one in candidates if one.kind == BASELINE or (one.precision == "int8" and one.eligible)
-        }
-        ways = [one.alternative for one in dense.values() if one.alternative]
-        stored = work.json("dense-seconds", lambda: [watch.against(ways), watch.dense])
+        runnable = [one for one in candidates if one.alternative is not None]
+        dense = [one for one in runnable if one.kind == BASELINE]
+        quantized = [one for one in runnable if one.precision == "int8" and one.eligible]
+        ways = [one.alternative for one in (*dense, *quantized) if one.alternative]
+        stored = work.json("dense-and-int8-seconds", lambda: [watch.against(ways), watch.dense])
         seconds: dict[str, float] = stored[0]
         watch.dense = watch.dense or float(stored[1])
-        watch.dense_int8 = next((seconds[name] for name, one in dense.items() if one.precision == "int8"), None)
-        fastest = min((name for name, one in dense.items() if one.kind == BASELINE), key=seconds.__getitem__)
+        watch.dense_int8 = next((seconds[one.name] for one in quantized), None)
+        fastest = min((one.name for one in dense), key=seconds.__getitem__)
         candidates.sort(key=lambda one: one.name != fastest)
         students = shop.for_speed(seconds[fastest])
     for student in students:

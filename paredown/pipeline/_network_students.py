@@ -73,7 +73,7 @@ class NetworkWorkshop:
             if missed:
                 closest.append(taken)
                 self.progress.say(f"{rung.name} is out of reach on {settings.target}.")
-        if settings.dial != "max_drop" and closest and not planned:
+        if settings.dial != "max_drop" and closest and not planned and not self._int8_reaches(dense_seconds):
             best = min(closest)
             raise out_of_reach(settings, dense_seconds / best if settings.dial == "speedup" else best * 1e3)
         minutes = settings.minutes / max(1, sum(rung.trained for rung, _, _ in planned))
@@ -84,10 +84,9 @@ class NetworkWorkshop:
         settings, watch = self.settings, self.table.watch
         trained = settings.trains and settings.minutes > 0
         if settings.dial != "max_drop":
-            goal = settings.latency_ms / 1e3 if settings.latency_ms else dense_seconds / (settings.speedup or 1.0)
-            goal /= MARGIN
+            goal = self._goal(dense_seconds) / MARGIN
             rungs = [Rung("at the target", goal, trained)] if goal < watch.dense else []
-            if watch.dense_int8 and goal < watch.dense_int8 < watch.dense:
+            if watch.dense_int8 and watch.dense_int8 < watch.dense and not self._int8_reaches(dense_seconds):
                 rungs.append(Rung(MILDER, goal, trained, int8=True))
             return rungs
         if not trained:
@@ -97,6 +96,16 @@ class NetworkWorkshop:
         else:
             speeds = [(REFITTED[0], False), *((speed, True) for speed in TRAINED)]
         return [Rung(f"{speed:g} times{', trained' * learns}", watch.dense / speed, learns) for speed, learns in speeds]
+
+    def _goal(self, dense_seconds: float) -> float:
+        """The seconds that were asked for."""
+        settings = self.settings
+        return settings.latency_ms / 1e3 if settings.latency_ms else dense_seconds / (settings.speedup or 1.0)
+
+    def _int8_reaches(self, dense_seconds: float) -> bool:
+        """Whether the dense network in int8 is as fast as was asked for."""
+        seconds = self.table.watch.dense_int8
+        return seconds is not None and seconds <= self._goal(dense_seconds)
 
     # ------------------------------------------------------------------------------------------------- for an amount
 

@@ -277,20 +277,22 @@ class Table:
 
     def _solved(self, name: str, seconds: float, int8: bool) -> dict[str, Any]:
         prepared, parts = self.prepared, planning.ways_of(self.prepared.anatomy, self.seconds, self.errors)
-        dense = (self.watch.dense_int8 or 0.0) if int8 else self.watch.dense
+        dense = self.watch.dense_int8 if int8 else self.watch.dense
+        assert dense, "timed before anything is planned"
+        form = f"{name} int8" if int8 else name
         self.progress.stage(f"Planning {name}", TURNS)
         predictions: list[dict[str, Any]] = []
         tried: dict[str, tuple[float, Plan]] = {}
         goal = dense - seconds
         little, enough = 0.0, math.inf  # of what it was asked for
         factor = dense / self.watch.dense  # what is really saved of what the table says, which is of fp32
-        wanted = goal / factor  # of the table
         most = sum(max(way.saved for way in part) for part in parts)
+        wanted = min(goal / factor, most) if int8 else goal  # of the table: what it says of int8 is a guess
         for turn in range(1, TURNS + 1):
             try:
                 ways = planning.choose(parts, wanted)
             except InfeasibleBudget as error:  # of the first turn: later ones ask for what there is
-                error.closest = dense - factor * error.closest
+                error.closest = dense - error.closest
                 raise
             saved = sum(way.saved for way in ways)
             predicted = dense - factor * saved
@@ -299,7 +301,7 @@ class Table:
                 small = cut_graph(prepared.model, prepared.anatomy, plan)
                 tried[plan.id] = self.watch.time({name: small}, seconds=CAREFUL, int8=int8)[name], plan
                 told = {"predicted_ms": predicted * 1e3, "measured_ms": tried[plan.id][0] * 1e3}
-                predictions.append({"round": turn, "what": name, **told})
+                predictions.append({"round": turn, "what": form, **told})
             measured = tried[plan.id][0]
             self.progress.advance()
             fits = measured <= seconds * (1 + AGREEMENT)

@@ -255,7 +255,6 @@ def _candidate(result: Facts, number: int, candidate: Facts) -> dict[str, Any]:
 
 def _legend(result: Facts) -> list[tuple[Any, str]]:
     """A marker and its meaning, for those kinds and states only that the plot shows."""
-
     kinds = [str(c.get("kind")) for _, c in _numbered(result)]
     states = [words.status(c) for _, c in _numbered(result)]
     shapes = (

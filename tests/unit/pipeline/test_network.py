@@ -304,6 +304,26 @@ def test_what_is_faster_than_it_need_be_is_planned_again(network: nn.Module) -> 
         assert clock({"it": cut_graph(model, table.prepared.anatomy, plan)})["it"] == taken
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_a_plan_for_int8_is_timed_in_int8(share: float, network: nn.Module) -> None:
+    """A clock in which int8 takes half of the time, and cuts save this share of what they save as they are."""
+    model, forms = trace(network, torch.rand(2, 3, SIZE, SIZE)), list[bool]()
+
+    def clock(models: dict[str, Any], *, int8: bool, **_: Any) -> dict[str, float]:
+        forms.append(int8)
+        gone = {name: 1 - macs(one) / macs(model) for name, one in models.items()}
+        return {name: 0.5 - 0.5 * share * x if int8 else 1 - x for name, x in gone.items()}
+
+    table = table_by(clock, model)
+    table.watch.dense_int8 = 0.5
+    _, taken, predictions = table.plan("it", 0.45, int8=True)
+    assert 0.35 < taken <= 1.03 * 0.45 and all(forms), predictions
+    assert {one["what"] for one in predictions} == {"it int8"}
+    assert min(one["predicted_ms"] for one in predictions) > 300
+    nearest = table.plan("it", 0.01, int8=True)[1]  # the nearest there is: whoever asked decides
+    assert nearest < 0.5 - 0.25 * share
+
+
 def test_one_bad_measurement_does_not_end_the_planning(network: nn.Module) -> None:
     """A clock that is disturbed once, and shows nothing of a plan's saving: what it then asks for is not there."""
     model, calls = trace(network, torch.rand(2, 3, SIZE, SIZE)), []
