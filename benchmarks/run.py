@@ -290,6 +290,12 @@ def cnn_int8() -> Iterator[dict[str, Any]]:
         yield _prune_network(name, "--speedup", "2.6", "--max-drop", "1%", "--minutes", "10")
 
 
+def cnn_drop() -> Iterator[dict[str, Any]]:
+    """A point of accuracy at most, with twenty minutes of training."""
+    for name in cnn.NETWORKS:
+        yield _prune_network(name, "--max-drop", "1%", "--minutes", "20")
+
+
 def _prune_network(name: str, *how: str) -> dict[str, Any]:
     archive = str(inputs.assets() / "data/cifar10/cifar10.npz")
     weights = str(inputs.assets() / f"models/cifar10-{name}/model.safetensors")
@@ -328,6 +334,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "cnn-untrained": cnn_untrained,
     "cnn-trained": cnn_trained,
     "cnn-int8": cnn_int8,
+    "cnn-drop": cnn_drop,
     "cnn-torch-pruning": cnn_torch_pruning,
     "cnn-convolution": one_convolution,
     "cnn-criteria": cnn_compared,

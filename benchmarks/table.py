@@ -412,6 +412,7 @@ PLACES = {  # which table goes where
     "cnn-untrained": ("docs/networks.md", lambda: image_classifiers("cnn-untrained")),
     "cnn-trained": ("docs/networks.md", lambda: image_classifiers("cnn-trained")),
     "cnn-int8": ("docs/networks.md", lambda: image_classifiers("cnn-int8")),
+    "cnn-drop": ("docs/networks.md", lambda: image_classifiers("cnn-drop")),
     "cnn-torch-pruning": ("docs/networks.md", beside_torch_pruning),
     "cnn-convolution": ("docs/networks.md", convolution),
     "cnn-criteria": ("docs/networks.md", compared_channels),
