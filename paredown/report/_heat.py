@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ def heading(unit: str) -> str:
 
 
 def layer_names(layers: Iterable[object]) -> dict[object, str]:
-    """What each layer is called in a picture: L3, or the end of its name without what all names begin with."""
+    """What each layer is called in a picture: L3, or its name without what all names begin with, and where that is long
+    with first letters for all parts but the last; no two alike.
+    """
     found = list(dict.fromkeys(layers))
     parts = [str(layer).split(".") for layer in found]
     same = len(os.path.commonprefix(parts)) if len(parts) > 1 else 0  # a layer is never called by nothing
@@ -35,8 +38,12 @@ def layer_names(layers: Iterable[object]) -> dict[object, str]:
     called = {}
     for layer, part in zip(found, parts, strict=True):
         name = f"L{layer}" if isinstance(layer, int) else ".".join(part[same:])
+        if len(name) > LONGEST_NAME:
+            *before, last = part[same:]
+            name = ".".join([*(one if one.isdecimal() else one[:1] for one in before), last])
         called[layer] = name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
-    return called
+    often = Counter(called.values())
+    return {layer: name if often[name] == 1 else str(layer) for layer, name in called.items()}
 
 
 def maps(facts: Facts, *, columns: int) -> Iterator[tuple[str, list[str], Rows, str]]:
